@@ -1,0 +1,101 @@
+"""Float baselines: trained, measured, and written as weights with a model card in their header."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ldnq
+from ldnq import checkpoints, runtime
+from ldnq.augmentation import SMALL, Augmentation
+from ldnq.config import RunConfig
+from ldnq.data import Data, load_data, resolve_dataset
+from ldnq.datasets.images import Prepared, in_memory
+from ldnq.errors import DataError, UsageError
+from ldnq.network import build, decide_preprocessing, find_family
+from ldnq.pipeline import measure
+from ldnq.preprocessing import Preprocessing
+from ldnq.progress import track
+from ldnq.training import Trainer, TrainingRecipe
+
+log = logging.getLogger(__name__)
+
+# Images are held in memory while training; beyond this many bytes that is refused rather than swapped.
+MAX_BYTES = 16 << 30
+# Large images are kept a little larger than the network's input, so that random parts lose no sharpness.
+MARGIN = 8 / 7
+
+
+def train(
+    config: RunConfig, recipe: TrainingRecipe, output: Path | None, *, half: bool, compiled: bool, command: str
+) -> tuple[Path, dict[str, Any]]:
+    """Train the network of `config`, or go on where a run into `output` stopped; returns the file and its card."""
+    family = find_family(config.network.model)
+    dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
+    data = load_data(config.data, dataset)
+    if not data.train.labelled:
+        raise DataError(f"expected labelled images to train on, found none in dataset {dataset.name}")
+    preprocessing = decide_preprocessing(family, config.data, dataset)
+    model_args = dict(config.network.model_args)
+    if ":" not in config.network.model or config.network.num_classes:
+        model_args["num_classes"] = config.network.num_classes or data.num_classes
+    torch.manual_seed(recipe.seed)
+    module = build(config.network.model, model_args)
+
+    name = f"{config.network.model.replace(':', '.')}-{dataset.name}"
+    folder = output or Path("results") / f"train-{name}"
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"expected a folder to write to, found the file {folder}: use another --output")
+    fabric = runtime.start(config.runtime, training=True)
+    images, labels = _load(data, preprocessing, config.runtime.workers)
+    augmentation = Augmentation(preprocessing.image_size, dataset.flip)
+    state = folder / "state.pt"
+    trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, compiled)
+    if trainer.resume():
+        log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
+    trainer.run(
+        lambda epoch, loss: log.info("epoch %d of %d: loss %.4f", epoch, recipe.epochs, loss),
+        lambda steps: track(steps, f"epoch {trainer.epoch + 1} of {recipe.epochs}"),
+    )
+
+    weights = {key: _stored(tensor, half) for key, tensor in module.state_dict().items()}
+    # What is measured is what is stored.
+    module.load_state_dict(weights)
+    measuring = runtime.start(config.runtime)
+    accuracy = measure(module, data, preprocessing, config.runtime, measuring, "evaluating")
+    card = {
+        "model": config.network.model,
+        "model_args": model_args,
+        "dataset": dataset.name,
+        "train_images": len(data.train),
+        "num_classes": data.num_classes,
+        "class_names": list(data.class_names),
+        "preprocessing": preprocessing.to_dict(),
+        "recipe": asdict(recipe),
+        "command": command,
+        "top1": accuracy and accuracy.top1,
+        "top5": accuracy and accuracy.top5,
+        "test_images": accuracy.samples if accuracy else 0,
+        "ldnq": ldnq.__version__,
+        "torch": torch.__version__,
+    }
+    path = folder / f"{name}.safetensors"
+    checkpoints.write(path, weights, card)
+    return path, card
+
+
+def _load(data: Data, preprocessing: Preprocessing, workers: int) -> tuple[Tensor, Tensor]:
+    size = preprocessing.image_size
+    held = size if size <= SMALL else round(size * MARGIN)
+    if len(data.train) * 3 * held**2 > MAX_BYTES:
+        raise UsageError(f"{len(data.train)} images of {held} pixels do not fit in {MAX_BYTES >> 30} GiB of memory")
+    larger = Preprocessing(held, preprocessing.mean, preprocessing.std)
+    return in_memory(Prepared(data.train, larger), workers, lambda batches: track(batches, "loading images"))
+
+
+def _stored(tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.half() if half and tensor.is_floating_point() else tensor

@@ -1,0 +1,90 @@
+"""Files of float weights, as people publish them."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ldnq.errors import CheckpointError
+from ldnq.files import replacing
+
+# Where training scripts put the state dict, and what wrappers put before every key.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "module")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict in `path` and the model card beside it (empty in files that ldnq did not write).
+
+    Nothing in the file is executed. Raises `CheckpointError` where there is no state dict to be found.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}: expected a file of weights (.safetensors, .pt, .pth, .th)")
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        if "weights_only" in str(error):
+            raise CheckpointError(
+                f"{path} holds Python objects beside tensors and is not opened: save its state_dict alone"
+            ) from error
+        raise CheckpointError(f"{path} is not a file of weights, or is damaged") from error
+    return _unwrap(content, path), {}
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write a safetensors file with the model `card` in its header."""
+    with replacing(path) as temporary:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"ldnq": json.dumps(card)})
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy `tensors` into `module`; raises `CheckpointError` that names what is missing, unexpected or misshapen."""
+    own = module.state_dict()
+    given = {name: tensor for name, tensor in tensors.items() if name in own}
+    # Files from before PyTorch 0.4.1 lack this counter, which inference never reads.
+    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in own]
+    misshapen = [
+        f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}"
+        for name, tensor in given.items()
+        if tensor.shape != own[name].shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(found.values()):
+        parts = "; ".join(f"{what}: {_shorten(names)}" for what, names in found.items() if names)
+        raise CheckpointError(f"{source} belongs to another network or number of classes: {parts}")
+    module.load_state_dict(own | given)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, "pt") as file:
+        card = json.loads((file.metadata() or {}).get("ldnq", "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, card  # noqa: SIM118, not a dict
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, Mapping) and not _is_state_dict(content):
+        inner = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        content = content[inner] if inner else None
+    if content is None or not isinstance(content, Mapping):
+        raise CheckpointError(f"expected a state dict in {path}, or one under {', '.join(CONTAINERS)}, found none")
+    tensors = dict(content)
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _is_state_dict(content: Mapping) -> bool:
+    return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+
+
+def _shorten(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,63 @@
+"""The command line: a group that loads the file of a command when it is called, and ends bad input in one line."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+import ldnq
+from ldnq.commands.console import configure
+from ldnq.errors import LdnqError
+
+# OpenMP's idle threads otherwise spin, and two processes on one machine starve each other. Set before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+COMMANDS = ("quantize", "evaluate", "inspect", "sample", "train", "list")
+
+
+class CommandFiles(click.Group):
+    """Command `name` lives in `ldnq/commands/<name>.py` as the object `<name>_command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"ldnq.commands.{name}"), f"{name}_command")
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and turn what the user can mend into one line on standard error and exit code 2."""
+        try:
+            status = super().main(*args, standalone_mode=False, **kwargs)
+            sys.exit(status if isinstance(status, int) else 0)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(2)
+        except click.ClickException as error:
+            hint = f" (see '{error.ctx.command_path} --help')" if getattr(error, "ctx", None) else ""
+            _fail(" ".join(error.format_message().split()) + hint, 2)
+        except LdnqError as error:
+            _fail(" ".join(str(error).split()), 2)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(status)
+
+
+@click.group(cls=CommandFiles, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-v", "--verbose", is_flag=True, help="Say more on the way.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
+@click.version_option(ldnq.__version__, prog_name="ldnq")
+def main(verbose: bool, quiet: bool) -> None:
+    """Quantize a trained network to power-of-two weights with 1% of its training images.
+
+    \b
+    ldnq quantize --model resnet20 --dataset digits --kbits 3
+    """
+    configure(verbose, quiet)

@@ -1,0 +1,68 @@
+"""The values that a quantized weight may take, in units of its scale."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldnq.config import KBITS
+from ldnq.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Levels in ascending order, symmetric about zero, 2 to 256 of them.
+
+    >>> Codebook.power_of_two(5).levels
+    (-2.0, -1.0, 0.0, 1.0, 2.0)
+    >>> Codebook.power_of_two(5).nearest(torch.tensor([-0.5, 0.4, 1.5, 9.0]))
+    tensor([1, 2, 4, 4], dtype=torch.uint8)
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        levels = self.levels
+        if not 2 <= len(levels) <= 256:
+            raise UsageError(f"expected 2 to 256 levels, got {len(levels)}")
+        if list(levels) != sorted(set(levels)) or any(a != -b for a, b in zip(levels, reversed(levels))):
+            raise UsageError(f"expected ascending levels symmetric about zero, got {levels}")
+
+    @classmethod
+    def power_of_two(cls, num_levels: int) -> "Codebook":
+        """`{0, ±1, ±2, ±4, …}` with `num_levels` values (L-DNQ, section 3.1; the authors' kbits)."""
+        if num_levels not in KBITS:
+            raise UsageError(f"expected kbits of {', '.join(map(str, KBITS))}, got {num_levels}")
+        magnitudes = [2.0**exponent for exponent in range(num_levels // 2)]
+        return cls((*(-m for m in reversed(magnitudes)), 0.0, *magnitudes))
+
+    @property
+    def num_levels(self) -> int:
+        """How many values there are."""
+        return len(self.levels)
+
+    @property
+    def bits(self) -> float:
+        """Information in one code, log2 of the number of levels."""
+        return math.log2(self.num_levels)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Codes (uint8, the shape of `x`) of the levels nearest to `x`.
+
+        A value half way between two levels goes to the one further from zero; with no level at zero, 0 goes up.
+        """
+        upper = torch.tensor(self.levels[self.num_levels // 2 :], dtype=x.dtype, device=x.device)
+        step = torch.bucketize(x.abs(), (upper[1:] + upper[:-1]) / 2, right=True)
+        # Without a zero level the first level below zero is one code under the first above it.
+        below = self.num_levels // 2 - (self.num_levels % 2 == 0) - step
+        return torch.where(x < 0, below, self.num_levels // 2 + step).to(torch.uint8)
+
+    def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Levels of `codes`, in units of the scale."""
+        return torch.tensor(self.levels, dtype=dtype, device=codes.device)[codes.long()]
+
+    def __str__(self) -> str:
+        half = [f"{level:g}" for level in self.levels if level > 0]
+        zero = ["0"] if self.num_levels % 2 else []
+        return "{" + ", ".join(zero + [f"±{'' if level == '1' else level}α" for level in half]) + "}"

@@ -1,0 +1,40 @@
+"""`ldnq evaluate`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ldnq.commands import console, options
+from ldnq.config import RunConfig
+
+
+@click.command("evaluate")
+@click.argument("checkpoint_or_model", metavar="[MODEL.h5]", required=False, type=click.Path(path_type=Path))
+@options.network_options
+@options.data_options
+@options.runtime_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values) -> None:
+    """Measure accuracy: of a quantized MODEL.h5, or of a float network by --model.
+
+    \b
+    ldnq evaluate results/RUN/model.h5 --dataset cifar10
+    ldnq evaluate --model resnet20 --checkpoint resnet20.th --dataset cifar10
+    """
+    if checkpoint_or_model is None:
+        options.require_model(values["model"])
+    config = RunConfig.from_options({"model": "", **{k: v for k, v in values.items() if v is not None}})
+    from ldnq.pipeline import evaluate_checkpoint, evaluate_network
+
+    with console.progress():
+        if checkpoint_or_model is None:
+            metrics = evaluate_network(config)
+        else:
+            metrics = evaluate_checkpoint(checkpoint_or_model, config)
+    if as_json:
+        click.echo(json.dumps(metrics))
+    else:
+        console.table(
+            [(name, f"{value:.2f}" if isinstance(value, float) else value) for name, value in metrics.items()]
+        )

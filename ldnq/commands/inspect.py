@@ -1,0 +1,52 @@
+"""`ldnq inspect`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ldnq.commands import console
+
+
+@click.command("inspect")
+@click.argument("file", metavar="MODEL.h5", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def inspect_command(file: Path, as_json: bool) -> None:
+    """Show what a quantized checkpoint holds: its layers, levels, scales and sizes.
+
+    \b
+    ldnq inspect results/RUN/model.h5
+    """
+    from ldnq.formats import h5
+
+    model_file = h5.read(file)
+    rows = [_row(name, weight) for name, weight in model_file.weights.items()]
+    summary = {
+        "network": model_file.model or "the caller's own",
+        "bytes": file.stat().st_size,
+        "quantized_parameters": sum(w.codes.numel() for w in model_file.weights.values()),
+        "float_parameters": sum(t.numel() for t in model_file.tensors.values()),
+    }
+    provenance = {
+        name: model_file.provenance[name]
+        for name in ("dataset", "kbits", "solver", "scale", "calibration_samples", "teacher_top1", "quantized_top1")
+        if name in model_file.provenance
+    }
+    if as_json:
+        columns = ("name", "shape", "levels", "scale_min", "scale_max", "zero_fraction")
+        click.echo(json.dumps(summary | provenance | {"layers": [dict(zip(columns, row)) for row in rows]}))
+        return
+    console.table(
+        [
+            (name, shape, levels, f"{low:.5g}", f"{high:.5g}", f"{zero:.3f}")
+            for name, shape, levels, low, high, zero in rows
+        ],
+        ("parameter", "shape", "levels", "scale min", "scale max", "zeros"),
+    )
+    console.table([(name.replace("_", " "), value) for name, value in (summary | provenance).items()])
+
+
+def _row(name, weight) -> tuple:
+    shape = "x".join(map(str, weight.codes.shape))
+    low, high = float(weight.scale.min()), float(weight.scale.max())
+    return name, shape, weight.codebook.num_levels, low, high, weight.zero_fraction

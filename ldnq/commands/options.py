@@ -1,0 +1,112 @@
+"""Groups of options that several commands share, one decorator each; names are those of the configuration's fields."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from ldnq.config import PRECISIONS
+
+
+def _group(*options: Callable) -> Callable:
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+class Triple(click.ParamType):
+    """Three comma-separated numbers."""
+
+    name = "R,G,B"
+
+    def convert(self, value, param, ctx):
+        """A tuple of three floats."""
+        if isinstance(value, (tuple, list)):
+            return tuple(value)
+        try:
+            red, green, blue = (float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"expected three comma-separated numbers, got {value!r}", param, ctx)
+        return red, green, blue
+
+
+def _parse_model_args(ctx, param, values) -> dict:
+    if isinstance(values, dict):
+        return values
+    arguments = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"expected NAME=VALUE, got {value!r}", ctx, param)
+        try:
+            arguments[name] = json.loads(text)
+        except ValueError:
+            arguments[name] = text
+    return arguments
+
+
+model_option = click.option("--model", metavar="NAME", help="A known network, or package.module:factory.")
+
+model_args_option = click.option(
+    "--model-arg",
+    "model_args",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_parse_model_args,
+    help="An argument of the network, such as width=32 or option=B. Repeatable.",
+)
+
+network_options = _group(
+    model_option,
+    model_args_option,
+    click.option("--num-classes", type=click.IntRange(2), help="Outputs of the network, for a fine-tuned head."),
+    click.option("--checkpoint", type=click.Path(), metavar="FILE", help="Weights: .safetensors, .pt, .pth or .th."),
+    click.option(
+        "--pretrained-dir", default="pretrained", show_default=True, help="Where weights are looked for first."
+    ),
+)
+
+data_options = _group(
+    click.option("--dataset", metavar="NAME", help="A known dataset; the network's usual one if left out."),
+    click.option(
+        "--data-root", type=click.Path(), help="The dataset's own folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
+    ),
+    click.option("--download", is_flag=True, help="Fetch the dataset where torchvision can."),
+    click.option("--image-size", type=click.IntRange(8, 4096), metavar="PIXELS", help="Side of the network's input."),
+    click.option("--mean", type=Triple(), help="Mean of each channel, of values from 0 to 1."),
+    click.option("--std", type=Triple(), help="Standard deviation of each channel."),
+)
+
+calibration_options = _group(
+    click.option("--ratio", type=float, default=0.01, show_default=True, help="Share of the training images to use."),
+    click.option("--samples", type=click.IntRange(1), metavar="N", help="Use exactly N images instead."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."),
+    click.option("--stratified", is_flag=True, help="Draw every class in proportion (needs labels)."),
+    click.option("--resample", is_flag=True, help="Draw anew even if this set was drawn before."),
+)
+
+calibration_file_option = click.option(
+    "--calibration", type=click.Path(), metavar="FILE", help="Use the calibration set in FILE."
+)
+
+runtime_options = _group(
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    click.option(
+        "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True, help="Of network passes."
+    ),
+    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images at once."),
+    click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images."),
+    click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the processor; 0: torch's choice."),
+)
+
+output_option = click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+
+
+def require_model(model: str | None) -> None:
+    """Raise `click.UsageError` where no network was named."""
+    if not model:
+        raise click.UsageError("expected --model NAME; 'ldnq list models' shows the names")

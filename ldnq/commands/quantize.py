@@ -1,0 +1,76 @@
+"""`ldnq quantize`."""
+
+from pathlib import Path
+
+import click
+
+from ldnq.commands import console, options
+from ldnq.config import KBITS, SCALES, RunConfig, read_options
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    # A configuration's values become defaults, so that options given beside it win.
+    if path is not None:
+        ctx.default_map = read_options(path)
+
+
+@click.command("quantize")
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", callback=_read_config, is_eager=True,
+    expose_value=False, help="Repeat the run of this config.json; options beside it win.",
+)  # fmt: skip
+@options.network_options
+@options.data_options
+@options.calibration_options
+@options.calibration_file_option
+@click.option("--preset", default="paper", show_default=True, help="What is done; see 'ldnq list presets'.")
+@click.option("--method", type=click.Choice(["ldnq"]), default="ldnq", show_default=True, help="The family of stages.")
+@click.option(
+    "--kbits", type=click.Choice([str(k) for k in KBITS]), default="3", show_default=True,
+    callback=lambda ctx, param, value: int(value),
+    help="Number of levels: 3 is {0, ±α}, 5 adds ±2α, 7 ±4α, 9 ±8α, 11 ±16α.",
+)  # fmt: skip
+@click.option("--solver", metavar="NAME", help="Of each layer's problem; see 'ldnq list solvers'. [default: preset's]")
+@click.option("--scale", type=click.Choice(SCALES), help="One α a layer, or a channel. [default: the preset's]")
+@click.option("--quantize-bias/--no-quantize-bias", help="Quantize the bias of linear layers with their weights.")
+@click.option("--skip", multiple=True, metavar="NAME", help="Keep layers of this name (a glob) float. Repeatable.")
+@click.option("--keep-first-last", is_flag=True, help="Keep the first and the last layer float.")
+@click.option("--training/--no-training", default=True, show_default=True, help="Allow gradient steps.")
+@options.runtime_options
+@options.output_option
+def quantize_command(output: Path | None, **values) -> None:
+    """Quantize a trained network layer by layer with a small sample of its training images.
+
+    \b
+    ldnq quantize --model resnet20 --dataset digits --kbits 3
+    ldnq quantize --model resnet18 --kbits 5
+    """
+    options.require_model(values["model"])
+    config = RunConfig.from_options(values)
+    from ldnq.codebook import Codebook
+    from ldnq.pipeline import run
+
+    click.echo(f"levels: {Codebook.power_of_two(config.recipe.kbits)} ({config.recipe.kbits} values)", err=True)
+    with console.progress():
+        result = run(config, output)
+    console.table(_summary(result.metrics) + [("files", str(result.folder))])
+
+
+def _summary(metrics: dict) -> list[tuple[str, str]]:
+    rows = []
+    if metrics["teacher_top1"] is None:
+        rows.append(("accuracy", "not measured: no labelled test images"))
+    else:
+        rows.append(("float top-1 / top-5", _percent(metrics, "teacher")))
+        rows.append(("quantized top-1 / top-5", _percent(metrics, "quantized")))
+        rows.append(("top-1 drop", f"{metrics['top1_drop']:.2f} points"))
+    smaller = metrics["float_bytes"] / metrics["packed_bytes"]
+    rows.append(("size", f"{metrics['packed_bytes']:,} bytes, {smaller:.1f}x smaller than {metrics['float_bytes']:,}"))
+    rows.append(("bits a weight", f"{metrics['bits_per_weight']:.2f}"))
+    rows.append(("calibration images", f"{metrics['calibration_samples']:,}"))
+    rows.append(("time", f"{metrics['seconds']:.1f} s"))
+    return rows
+
+
+def _percent(metrics: dict, which: str) -> str:
+    return f"{metrics[f'{which}_top1']:.2f}% / {metrics[f'{which}_top5']:.2f}%"

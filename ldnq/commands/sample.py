@@ -1,0 +1,34 @@
+"""`ldnq sample`."""
+
+import click
+
+from ldnq.commands import console, options
+from ldnq.config import CalibrationConfig, DataConfig
+
+
+@click.command("sample")
+@click.option("--dataset", metavar="NAME", required=True, help="A known dataset; see 'ldnq list datasets'.")
+@click.option("--data-root", type=click.Path(), help="The dataset's own folder.")
+@click.option("--download", is_flag=True, help="Fetch the dataset where torchvision can.")
+@options.calibration_options
+def sample_command(dataset: str, data_root: str | None, download: bool, **values) -> None:
+    """Draw a calibration set and keep it in calib_data/: indices of training images, never the images.
+
+    \b
+    ldnq sample --dataset cifar10 --ratio 0.01 --seed 1
+    """
+    config = CalibrationConfig(**values)
+    import numpy as np
+
+    from ldnq.calibration import load_or_draw
+    from ldnq.data import load_data
+    from ldnq.datasets import datasets
+
+    data = load_data(DataConfig(dataset, data_root, download), datasets.get(dataset))
+    calibration, path = load_or_draw(data.train, dataset, config)
+    drawn = len(calibration.indices)
+    rows = [("images", f"{drawn:,} of {len(data.train):,}"), ("file", str(path))]
+    if data.train.labelled:
+        counts = np.bincount(data.train.labels[calibration.indices], minlength=len(data.class_names))
+        rows += [(f"class {name}", str(count)) for name, count in zip(data.class_names, counts)]
+    console.table(rows)

@@ -1,0 +1,63 @@
+"""`ldnq train`."""
+
+from pathlib import Path
+
+import click
+
+from ldnq.commands import console, options
+from ldnq.config import RunConfig
+
+
+@click.command("train")
+@options.model_option
+@options.model_args_option
+@click.option("--num-classes", type=click.IntRange(2), help="Outputs of the network; the dataset's classes otherwise.")
+@options.data_options
+@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the images.")
+@click.option("--lr", type=float, default=0.2, show_default=True, help="Highest learning rate.")
+@click.option("--weight-decay", type=float, default=5e-4, show_default=True, help="Of all parameters.")
+@click.option(
+    "--schedule", type=click.Choice(["one-cycle", "cosine"]), default="one-cycle", show_default=True,
+    help="How the learning rate moves.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--half", is_flag=True, help="Store the weights as float16.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network first; needs a C++ compiler.")
+@options.runtime_options
+@options.output_option
+def train_command(output: Path | None, half: bool, compiled: bool, **values) -> None:
+    """Train a float network, as a start for quantization. An interrupted run goes on when started again.
+
+    \b
+    ldnq train --model resnet20 --dataset cifar10 --epochs 40 --output results/resnet20
+    """
+    options.require_model(values["model"])
+    config = RunConfig.from_options(values)
+    from ldnq.training import TrainingRecipe
+
+    names = ("epochs", "batch_size", "lr", "weight_decay", "schedule", "seed")
+    recipe = TrainingRecipe(**{name: values[name] for name in names})
+    from ldnq.baseline import train
+
+    with console.progress():
+        path, card = train(config, recipe, output, half=half, compiled=compiled, command=_command_line())
+    rows = [("weights", str(path))]
+    if card["top1"] is not None:
+        rows.insert(0, ("top-1 / top-5", f"{card['top1']:.2f}% / {card['top5']:.2f}%"))
+    console.table(rows)
+
+
+def _command_line() -> str:
+    """The command as a reader of the model card can repeat it, without folders of this machine."""
+    import shlex
+    import sys
+
+    words, skip = ["ldnq"], False
+    for word in sys.argv[1:]:
+        if skip:
+            skip = False
+        elif word in ("--data-root", "--output", "-o"):
+            skip = True
+        elif not word.startswith(("--data-root=", "--output=")):
+            words.append(word)
+    return shlex.join(words)

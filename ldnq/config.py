@@ -1,0 +1,141 @@
+"""Everything that a run depends on, as plain values: parsed once, written first, never changed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ldnq.errors import UsageError
+
+KBITS = (3, 5, 7, 9, 11)
+SCALES = ("layer", "channel")
+PRECISIONS = ("auto", "32", "bf16")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network, and where its weights come from. `model` is a known name or `package.module:factory`."""
+
+    model: str
+    model_args: dict[str, Any] = field(default_factory=dict)
+    num_classes: int | None = None
+    checkpoint: str | None = None
+    pretrained_dir: str = "pretrained"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are prepared; None leaves the choice to the dataset and the weights."""
+
+    dataset: str | None = None
+    data_root: str | None = None
+    download: bool = False
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How the calibration set is drawn: `samples` images, else `ratio` of the training images."""
+
+    ratio: float = 0.01
+    samples: int | None = None
+    seed: int = 0
+    stratified: bool = False
+    resample: bool = False
+    calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise UsageError(f"expected a ratio above 0 and at most 1, got {self.ratio}")
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"expected at least 1 calibration image, got --samples {self.samples}")
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """What is done to the weights. Options that are None are filled in by the preset."""
+
+    preset: str = "paper"
+    method: str = "ldnq"
+    kbits: int = 3
+    solver: str | None = None
+    scale: str | None = None
+    quantize_bias: bool = False
+    skip: tuple[str, ...] = ()
+    keep_first_last: bool = False
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skip", tuple(self.skip))
+        if self.kbits not in KBITS:
+            raise UsageError(f"expected kbits of {', '.join(map(str, KBITS))}, got {self.kbits}")
+        if self.scale not in (None, *SCALES):
+            raise UsageError(f"expected a scale of {' or '.join(SCALES)}, got {self.scale!r}")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What the machine lends a command: `device` auto, cpu, cuda or cuda:N; `precision` of network passes (solvers
+    choose their own); `threads` 0 leaves torch's own choice."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 128
+    workers: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"expected a precision of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.batch_size < 1:
+            raise UsageError(f"expected a batch size of at least 1, got {self.batch_size}")
+        if self.workers < 0 or self.threads < 0:
+            raise UsageError(f"expected no negative workers or threads, got {self.workers} and {self.threads}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The five parts of a run."""
+
+    network: NetworkConfig
+    data: DataConfig
+    calibration: CalibrationConfig
+    recipe: RecipeConfig
+    runtime: RuntimeConfig
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain values, one table per part."""
+        return asdict(self)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "RunConfig":
+        """A configuration from one flat table of option values, as the command line has them."""
+        parts = {}
+        for part in fields(cls):
+            names = {entry.name for entry in fields(part.type)}
+            parts[part.name] = part.type(**{name: value for name, value in options.items() if name in names})
+        return cls(**parts)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The flat option values of a `config.json`; raises `UsageError` where the file is not one."""
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+        options = {name: value for part in fields(RunConfig) for name, value in tables[part.name].items()}
+    except OSError as error:
+        raise UsageError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"expected a config.json written by 'ldnq quantize' in {path}, found another file") from error
+    known = {entry.name for part in fields(RunConfig) for entry in fields(part.type)}
+    if unknown := sorted(set(options) - known):
+        raise UsageError(f"configuration {path} has options that this version does not know: {', '.join(unknown)}")
+    return options

@@ -1,0 +1,66 @@
+"""From a dataset's name and options to its images."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldnq.config import DataConfig
+from ldnq.datasets import DatasetFamily, datasets
+from ldnq.datasets.images import Images
+from ldnq.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Data:
+    """The training images of a dataset, and its test images where it has labelled ones."""
+
+    family: DatasetFamily
+    train: Images
+    test: Images | None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes there are; None for unlabelled images."""
+        return self.family.num_classes or len(self.train.class_names) or None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, empty where unknown."""
+        return self.train.class_names
+
+
+def load_data(config: DataConfig, family: DatasetFamily) -> Data:
+    """Both splits of a dataset; raises `DataError` where its folder or images are missing."""
+    root = find_root(config, family)
+    train = family.load(root, "train", config.download)
+    test = family.load(root, "test", config.download)
+    if test is not None and train.labelled and test.class_names != train.class_names:
+        raise DataError(
+            f"expected the same classes in both splits of {root}, found {len(train.class_names)} for training and "
+            f"{len(test.class_names)} for testing"
+        )
+    return Data(family, train, test)
+
+
+def find_root(config: DataConfig, family: DatasetFamily) -> Path:
+    """The dataset's own folder: `--data-root`, else `$LDNQ_DATA/<dataset>`, else `data/<dataset>`."""
+    if config.data_root is not None:
+        root = Path(config.data_root)
+    elif family.name == "folder":
+        raise UsageError("expected --data-root for dataset folder: the folder that holds train/ and val/ or test/")
+    else:
+        root = Path(os.environ.get("LDNQ_DATA", "data")) / family.name
+    if family.embedded:
+        return root
+    if config.download:
+        root.mkdir(parents=True, exist_ok=True)
+    if not root.is_dir():
+        raise DataError(f"no folder {root} for dataset {family.name}: give --data-root or set LDNQ_DATA")
+    return root
+
+
+def resolve_dataset(name: str | None, default: str, model: str) -> DatasetFamily:
+    """The dataset called `name`, or the usual one of the network."""
+    if not (name or default):
+        raise UsageError(f"expected --dataset for {model}: it has no usual one; see 'ldnq list datasets'")
+    return datasets.get(name or default)

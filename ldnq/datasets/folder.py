@@ -1,0 +1,39 @@
+"""Image folders: `train/` with `val/` or `test/` by class, or one flat folder of unlabelled images."""
+
+from pathlib import Path
+
+from ldnq.datasets.images import Images, class_folders, flat_folder
+from ldnq.datasets.registry import DatasetFamily, datasets
+from ldnq.errors import DataError
+
+TEST_FOLDERS = ("val", "test", "validation")
+
+
+def load_folder(root: Path, split: str, download: bool = False) -> Images | None:
+    """The images of `split` below `root`; None where there is no test split.
+
+    Without a `train/` folder the images of `root` itself are the training images, with labels when they lie in
+    folders by class. Raises `DataError` where no images are found.
+    """
+    if split == "train":
+        folder = root / "train" if (root / "train").is_dir() else root
+        return class_folders(folder) if _has_folders(folder) else flat_folder(folder)
+    folder = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    return None if folder is None else class_folders(folder)
+
+
+def load_splits(root: Path, split: str, download: bool = False) -> Images:
+    """`load_folder` for datasets that have both splits; raises `DataError` where one is missing."""
+    if not (root / "train").is_dir():
+        raise DataError(f"expected {root / 'train'} with one folder per class, found none")
+    images = load_folder(root, split)
+    if images is None:
+        raise DataError(f"expected {root / 'val'} or {root / 'test'} with one folder per class, found neither")
+    return images
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
+
+
+datasets.add("folder", DatasetFamily("folder", load_folder, "any image folder: train/ and val/ or test/, by class"))

@@ -1,0 +1,21 @@
+"""Errors that a user can mend. Each message is one line: what was expected, what was found, what to do."""
+
+
+class LdnqError(Exception):
+    """Base of every error that ldnq raises on purpose; the command line prints it and exits with code 2."""
+
+
+class UsageError(LdnqError):
+    """An option or argument has a value that cannot be used."""
+
+
+class DataError(LdnqError):
+    """A dataset, an image or a calibration set is missing, damaged or of another kind than expected."""
+
+
+class CheckpointError(LdnqError):
+    """A file of weights is missing, damaged or belongs to another network."""
+
+
+class NetworkError(LdnqError):
+    """A network cannot be run or quantized as it stands."""

@@ -1,0 +1,72 @@
+"""Accuracy of a network."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from ldnq import graph
+from ldnq.errors import NetworkError
+from ldnq.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Percent of `samples` whose label is the likeliest class, and among the five likeliest (or all of fewer)."""
+
+    top1: float
+    top5: float
+    samples: int
+    num_classes: int
+
+    @property
+    def near_chance(self) -> bool:
+        """Whether guessing would do about as well, by three standard deviations and five points of a hundred."""
+        chance = 1 / self.num_classes
+        noise = 3 * (chance * (1 - chance) / self.samples) ** 0.5
+        return self.top1 / 100 < chance + noise + 0.05 * (1 - chance)
+
+
+@torch.no_grad()
+def evaluate(
+    module: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    preprocessing: Preprocessing,
+    fabric: Fabric,
+    num_classes: int,
+    class_subset: Sequence[int] | None = None,
+) -> Accuracy:
+    """Accuracy of `module` in eval mode over batches of uint8 images and labels.
+
+    `class_subset` lists the outputs that stand for the dataset's classes where the network has more. Raises
+    `NetworkError` where outputs and classes do not fit.
+    """
+    metrics = [
+        MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(fabric.device) for k in (1, 5)
+    ]
+    training, samples = module.training, 0
+    module.eval()
+    for images, labels in batches:
+        with fabric.autocast():
+            logits = graph.forward(module, preprocessing.normalize(images.to(fabric.device))).float()
+        logits = _select(logits, num_classes, class_subset)
+        for metric in metrics:
+            metric.update(logits, labels.to(fabric.device))
+        samples += len(labels)
+    module.train(training)
+    top1, top5 = (100 * float(metric.compute()) for metric in metrics)
+    return Accuracy(top1, top5, samples, num_classes)
+
+
+def _select(logits: Tensor, num_classes: int, class_subset: Sequence[int] | None) -> Tensor:
+    if logits.dim() == 2 and logits.shape[1] == num_classes:
+        return logits
+    if class_subset is not None and logits.dim() == 2 and logits.shape[1] == 1000:
+        return logits[:, list(class_subset)]
+    raise NetworkError(
+        f"expected one output for each of the dataset's {num_classes} classes, found outputs of shape "
+        f"{tuple(logits.shape)}: see --num-classes"
+    )

@@ -1,0 +1,1 @@
+"""File formats of quantized networks: one file each."""

@@ -1,0 +1,177 @@
+"""A network's quantizable layers: which there are, in which order they run, and how weights become matrices."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldnq.errors import NetworkError
+
+KINDS = {nn.Conv2d: "conv", nn.Linear: "linear"}
+# A subclass that overrides one of these does something else with its weight than the solvers assume.
+METHODS = {nn.Conv2d: ("forward", "_conv_forward"), nn.Linear: ("forward",)}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer by its dotted name in the network; `calls` is how often one pass runs it."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    groups: int
+    calls: int
+
+    @property
+    def weight_name(self) -> str:
+        """Its weight's key in the network's state dict."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def bias_name(self) -> str:
+        """Its bias's key in the network's state dict."""
+        return f"{self.name}.bias" if self.name else "bias"
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """(out, cin/groups, kh, kw) or (out, in) to (groups, out/groups, d)."""
+        return weight.reshape(self.groups, self.shape[0] // self.groups, -1)
+
+    def to_weight(self, matrix: Tensor) -> Tensor:
+        """The inverse of `to_matrix`."""
+        return matrix.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A module with weights that stays float, and why."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@torch.no_grad()
+def find_layers(module: nn.Module, example: Tensor) -> tuple[list[Layer], list[SkippedLayer]]:
+    """Layers in the order in which `example`'s pass first calls them, and the modules that cannot be quantized.
+
+    Raises `NetworkError` where the pass fails.
+    """
+    calls: Counter[str] = Counter()  # keeps the order of the first calls
+    names = {child: name for name, child in module.named_modules()}
+    hooks = [child.register_forward_pre_hook(lambda child, _: calls.update([names[child]])) for child in names]
+    try:
+        forward(module, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers: list[Layer] = []
+    skipped: list[SkippedLayer] = []
+    owners: dict[nn.Parameter, str] = {}
+    for name in [*calls, *(name for name in names.values() if name not in calls)]:
+        child = module.get_submodule(name)
+        weight = _own_matrix(child)
+        if weight is None:
+            continue
+        if reason := _why_float(child, calls[name], owners.get(weight)):
+            skipped.append(SkippedLayer(name, type(child).__name__, tuple(weight.shape), reason))
+        else:
+            owners[weight] = name
+            layers.append(Layer(name, _kind(child), tuple(weight.shape), getattr(child, "groups", 1), calls[name]))
+    return layers, skipped
+
+
+def forward(module: nn.Module, batch: Tensor) -> Tensor:
+    """`module(batch)`; what torch says of a network that does not fit becomes one line of `NetworkError`."""
+    try:
+        return module(batch)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise NetworkError(f"the network fails on a batch of shape {tuple(batch.shape)}: {message}") from error
+
+
+class _Finished(Exception):
+    """Ends a forward pass whose rest nobody needs."""
+
+
+@torch.no_grad()
+def run_to(module: nn.Module, layer: Layer, batch: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The (input, output) of each call of `layer` in the pass of `batch`, which ends with the last of them."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((inputs[0], output))
+        if len(calls) == layer.calls:
+            raise _Finished
+
+    handle = module.get_submodule(layer.name).register_forward_hook(hook)
+    try:
+        forward(module, batch)
+    except _Finished:
+        pass
+    finally:
+        handle.remove()
+    return calls
+
+
+def unfold(layer: nn.Module, x: Tensor) -> Tensor:
+    """The columns that `layer` multiplies its weights with: (groups, d, positions), d in the weight's order.
+
+    `x` is (n, cin, h, w) for a convolution, (…, in) for a linear layer.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, layer.in_features).mT
+    if x.dim() == 3:
+        x = x.unsqueeze(0)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    columns = F.unfold(F.pad(x, _margins(layer), mode=mode), layer.kernel_size, layer.dilation, stride=layer.stride)
+    n, _, positions = columns.shape
+    return columns.view(n, layer.groups, -1, positions).permute(1, 2, 0, 3).reshape(layer.groups, -1, n * positions)
+
+
+def outputs_as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
+    """A layer's output without its bias, as (groups, out/groups, positions), in `unfold`'s order of positions."""
+    if isinstance(layer, nn.Linear):
+        y = y.reshape(-1, layer.out_features).T
+    else:
+        y = (y.unsqueeze(0) if y.dim() == 3 else y).transpose(0, 1).flatten(1)
+    if layer.bias is not None:
+        y = y - layer.bias[:, None]
+    return y.reshape(getattr(layer, "groups", 1), -1, y.shape[1])
+
+
+def _margins(layer: nn.Conv2d) -> list[int]:
+    """Padding as `F.pad` takes it: left, right, top, bottom."""
+    if layer.padding == "valid":
+        return [0, 0, 0, 0]
+    if layer.padding == "same":
+        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
+        return [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
+    vertical, horizontal = layer.padding
+    return [horizontal, horizontal, vertical, vertical]
+
+
+def _own_matrix(child: nn.Module) -> Tensor | None:
+    """The first parameter of `child` itself with two or more dimensions."""
+    if isinstance(child, tuple(KINDS)):
+        return child.weight
+    return next((p for p in child.parameters(recurse=False) if p is not None and p.dim() >= 2), None)
+
+
+def _kind(child: nn.Module) -> str:
+    return next(kind for base, kind in KINDS.items() if isinstance(child, base))
+
+
+def _why_float(child: nn.Module, calls: int, owner: str | None) -> str:
+    base = next((base for base in KINDS if isinstance(child, base)), None)
+    if base is None:
+        return f"{type(child).__name__} is not a Conv2d or Linear layer"
+    if any(getattr(type(child), method) is not getattr(base, method) for method in METHODS[base]):
+        return f"{type(child).__name__} computes its output in a way of its own"
+    if hasattr(child, "parametrizations"):
+        return "its weight is computed by a parametrization"
+    if owner is not None:
+        return f"it shares its weight with {owner}"
+    return "" if calls else "it is never called in a forward pass"

@@ -1,0 +1,27 @@
+"""Every image classifier of torchvision, by torchvision's own name."""
+
+from functools import partial
+
+import torchvision
+from torch import nn
+
+from ldnq.models.registry import ModelFamily, models
+
+# Published weights bring sizes of their own; these hold without them.
+IMAGE_SIZE, RESIZE = 224, 256
+
+
+def _build(name: str, num_classes: int = 1000, **arguments) -> nn.Module:
+    # GoogLeNet and Inception initialise themselves slowly and warn unless told how.
+    if name in ("googlenet", "inception_v3"):
+        arguments = {"init_weights": True, "aux_logits": False} | arguments
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+
+
+def _first_weights(name: str) -> str:
+    """The oldest published weights of a network (`IMAGENET1K_V1` for the ResNets, as in the L-DNQ paper)."""
+    return next(iter(torchvision.models.get_model_weights(name))).name
+
+
+for _name in torchvision.models.list_models(module=torchvision.models):
+    models.add(_name, ModelFamily(_name, partial(_build, _name), IMAGE_SIZE, "imagenet", RESIZE, _first_weights(_name)))

@@ -1,0 +1,78 @@
+"""Second moments of a layer's inputs and targets, gathered batch by batch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ldnq import graph
+from ldnq.graph import Layer
+
+# Entries of an unfolded input held at once: 256 MiB in float32.
+MAX_ENTRIES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means over positions of a layer's products, float64; X are the student's unfolded inputs (d, positions), Y the
+    teacher's outputs without bias (rows, positions).
+
+    `gram` E[X Xᵀ] (groups, d, d); `mean` E[X] (groups, d, 1); `cross` E[Y Xᵀ] (groups, rows, d); `energy` E‖y‖² of
+    all rows together.
+    """
+
+    gram: Tensor
+    mean: Tensor
+    cross: Tensor
+    energy: float
+
+    @property
+    def gram_with_ones(self) -> Tensor:
+        """The Gram matrix with a constant 1 as the last input, whose weight is the bias: (groups, d+1, d+1)."""
+        one = torch.ones_like(self.mean[:, :1])
+        return torch.cat([torch.cat([self.gram, self.mean], 2), torch.cat([self.mean.mT, one], 2)], 1)
+
+    def relative_error(self, weights: Tensor) -> float:
+        """`‖Y − Ŵ X‖² / ‖Y‖²` of `weights` Ŵ (groups, rows, d); 0 where both are nothing."""
+        quadratic = float((weights @ self.gram * weights).sum())
+        residual = self.energy - 2 * float((weights * self.cross).sum()) + quadratic
+        if self.energy <= 0:
+            return 0.0 if residual <= 0 else float("inf")
+        # Rounding can leave an error of an exact fit a hair below zero.
+        return max(residual, 0.0) / self.energy
+
+
+@torch.no_grad()
+def gather_moments(student: nn.Module, teacher: nn.Module, layer: Layer, batches: Iterable[Tensor]) -> Moments:
+    """Moments of `layer` over `batches` of network inputs: inputs as the student feeds them, targets as the teacher
+    computes them from its own. Never holds more than a slice of one unfolded batch."""
+    rows = layer.shape[0] // layer.groups
+    d = layer.to_matrix(torch.empty(layer.shape, device="meta")).shape[-1]
+    weight = student.get_submodule(layer.name).weight
+    gram = torch.zeros(layer.groups, d, d, dtype=torch.float64, device=weight.device)
+    cross = torch.zeros(layer.groups, rows, d, dtype=torch.float64, device=weight.device)
+    total = torch.zeros(layer.groups, d, 1, dtype=torch.float64, device=weight.device)
+    energy, positions = 0.0, 0
+    for batch in batches:
+        student_calls = graph.run_to(student, layer, batch)
+        teacher_calls = graph.run_to(teacher, layer, batch)
+        for (inputs, _), (_, outputs) in zip(student_calls, teacher_calls, strict=True):
+            # The network may run in bfloat16; the sums may not.
+            with torch.autocast(inputs.device.type, enabled=False):
+                for x, y in _slices(student.get_submodule(layer.name), inputs, outputs):
+                    gram += x @ x.mT
+                    cross += y @ x.mT
+                    total += x.sum(2, keepdim=True)
+                    energy += float(y.double().square().sum())
+                    positions += x.shape[-1]
+    return Moments(gram / positions, total / positions, cross / positions, energy / positions)
+
+
+def _slices(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Columns of inputs and outputs for a few samples at a time, float32."""
+    positions = outputs[0].numel() // layer.weight.shape[0]
+    columns = layer.weight[0].numel() * getattr(layer, "groups", 1)
+    step = max(1, MAX_ENTRIES // (columns * positions))
+    for x, y in zip(inputs.split(step), outputs.split(step)):
+        yield graph.unfold(layer, x).float(), graph.outputs_as_matrix(layer, y).float()

@@ -1,0 +1,161 @@
+"""A network from its name: built, its weights found, its preprocessing decided."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torchvision
+from torch import nn
+
+import ldnq
+from ldnq import checkpoints
+from ldnq.config import DataConfig, NetworkConfig
+from ldnq.datasets import DatasetFamily
+from ldnq.errors import CheckpointError, NetworkError, UsageError
+from ldnq.models import ModelFamily, models
+from ldnq.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = (".safetensors", ".pt", ".pth", ".th")
+
+
+@dataclass
+class Network:
+    """A float network in eval mode, what builds it again, and how its images are prepared."""
+
+    module: nn.Module
+    model: str
+    model_args: Mapping[str, Any]
+    preprocessing: Preprocessing
+    source: str
+
+
+def find_family(model: str) -> ModelFamily:
+    """The family called `model`, or one that wraps the user's `package.module:factory`."""
+    if ":" not in model:
+        return models.get(model)
+    return ModelFamily(model, _import_factory(model), image_size=0, default_dataset="")
+
+
+def build(model: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """The network with random weights; raises `NetworkError` where the factory does not take the arguments."""
+    try:
+        module = find_family(model).build(**model_args)
+    except (TypeError, ValueError) as error:
+        raise NetworkError(f"cannot build {model} with {dict(model_args)}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise NetworkError(f"expected {model} to return a torch.nn.Module, got {type(module).__name__}")
+    return module.eval()
+
+
+def load_network(config: NetworkConfig, data: DataConfig, dataset: DatasetFamily, num_classes: int) -> Network:
+    """The trained network that `config` asks for, for a dataset of `num_classes` classes.
+
+    Weights come from `config.checkpoint`, else from `config.pretrained_dir`, the weights that ship, or torchvision.
+    """
+    family = find_family(config.model)
+    tensors, card, source = _find_weights(config, family, dataset)
+    model_args = dict(card.get("model_args", {})) | config.model_args
+    if ":" not in config.model or config.num_classes:
+        model_args["num_classes"] = config.num_classes or card.get("num_classes", num_classes)
+    module = build(config.model, model_args)
+    if tensors is not None:
+        checkpoints.load_into(module, tensors, source)
+        log.info("weights: %s", source)
+    preprocessing = decide_preprocessing(family, data, dataset, card)
+    return Network(module, config.model, model_args, preprocessing, source)
+
+
+def decide_preprocessing(
+    family: ModelFamily, data: DataConfig, dataset: DatasetFamily, card: Mapping[str, Any] = {}
+) -> Preprocessing:
+    """The options of `data`, over what the weights' `card` says, over the network's size and the dataset's mean."""
+    if "preprocessing" in card:
+        chosen = Preprocessing.from_dict(card["preprocessing"])
+    else:
+        size = family.image_size or dataset.image_size or data.image_size
+        if not size:
+            raise UsageError(f"expected --image-size for {family.name} on {dataset.name}: neither says its own")
+        chosen = Preprocessing(size, dataset.mean, dataset.std, family.resize)
+    if data.image_size and data.image_size != chosen.image_size:
+        factor = (chosen.resize or chosen.image_size) / chosen.image_size
+        chosen = replace(chosen, image_size=data.image_size, resize=round(data.image_size * factor))
+    return replace(chosen, mean=data.mean or chosen.mean, std=data.std or chosen.std)
+
+
+def _find_weights(config: NetworkConfig, family: ModelFamily, dataset: DatasetFamily):
+    """(state dict or None, model card, where they come from)."""
+    if config.checkpoint:
+        tensors, card = checkpoints.read(Path(config.checkpoint))
+        return tensors, card, config.checkpoint
+    if ":" in config.model:
+        return None, {}, f"{config.model} (its own weights)"
+    trained_on = [dataset.name] + (["imagenet"] if dataset.class_subset else [])
+    published = _published(family) if "imagenet" in trained_on and not config.num_classes else None
+    names = {f"{config.model}-{name}{extension}": name for name in trained_on for extension in EXTENSIONS}
+    if published:
+        names[published.url.rsplit("/", 1)[1]] = "imagenet"
+    for folder in (Path(config.pretrained_dir), *shipped_folders()):
+        for name, trained in names.items():
+            if (folder / name).is_file():
+                tensors, card = checkpoints.read(folder / name)
+                if not card and published and trained == "imagenet":
+                    card = _published_card(published)
+                return tensors, card, str(folder / name)
+    if published:
+        return _download(published, config), _published_card(published), f"torchvision {published}"
+    raise CheckpointError(
+        f"no weights for {config.model} on {dataset.name}: put {next(iter(names))} (or {', '.join(EXTENSIONS[1:])}) "
+        f"into {config.pretrained_dir}/, give --checkpoint, or train them with 'ldnq train'"
+    )
+
+
+def shipped_folders() -> list[Path]:
+    """Where weights that ship with ldnq lie: in the installed package, or in the checkout."""
+    package = Path(ldnq.__file__).parent
+    return [folder for folder in (package / "pretrained", package.parent / "pretrained") if folder.is_dir()]
+
+
+def _published(family: ModelFamily):
+    if family.torchvision_weights is None:
+        return None
+    return torchvision.models.get_model_weights(family.name)[family.torchvision_weights]
+
+
+def _published_card(weights) -> dict[str, Any]:
+    transforms = weights.transforms()
+    return {
+        "num_classes": len(weights.meta["categories"]),
+        "preprocessing": {
+            "image_size": transforms.crop_size[0],
+            "resize": transforms.resize_size[0],
+            "mean": transforms.mean,
+            "std": transforms.std,
+        },
+    }
+
+
+def _download(weights, config: NetworkConfig):
+    try:
+        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot download {weights.url}: put that file into {config.pretrained_dir}/, or give --checkpoint"
+        ) from error
+
+
+def _import_factory(model: str):
+    module_name, _, attribute = model.partition(":")
+    # As 'python -m' does: a file in the current folder can be named.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"cannot import {attribute} from {module_name} for --model {model}: {error}") from error

@@ -1,0 +1,231 @@
+"""From a configuration to a quantized network: the only place that knows every part."""
+
+import copy
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+import ldnq
+from ldnq import runtime
+from ldnq.augmentation import Augmentation
+from ldnq.calibration import CalibrationImages, CalibrationSet, load_or_draw
+from ldnq.codebook import Codebook
+from ldnq.config import RecipeConfig, RunConfig, RuntimeConfig
+from ldnq.data import Data, load_data, resolve_dataset
+from ldnq.datasets import DatasetFamily
+from ldnq.datasets.images import Prepared, in_memory, loader
+from ldnq.errors import DataError, NetworkError
+from ldnq.evaluation import Accuracy, evaluate
+from ldnq.formats import h5
+from ldnq.network import Network, build, decide_preprocessing, find_family, load_network
+from ldnq.preprocessing import Preprocessing
+from ldnq.presets import fill_in, stages
+from ldnq.progress import track
+from ldnq.quantized import QuantizationState, QuantizedModel
+from ldnq.runs import RunFolder, default_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made, and the folder it is kept in."""
+
+    model: QuantizedModel
+    metrics: dict[str, Any]
+    folder: Path
+
+
+def run(config: RunConfig, output: Path | None = None) -> RunResult:
+    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`."""
+    started = time.perf_counter()
+    config = replace(config, recipe=fill_in(config.recipe))
+    dataset = resolve_dataset(
+        config.data.dataset, find_family(config.network.model).default_dataset, config.network.model
+    )
+    fabric = runtime.start(config.runtime)
+    data = load_data(config.data, dataset)
+    network = load_network(config.network, config.data, dataset, data.num_classes)
+    calibration, _ = load_or_draw(data.train, dataset.name, config.calibration)
+    folder = RunFolder.create(output or default_folder(config.network.model, dataset.name, config.recipe.kbits))
+    folder.write_config(config)
+
+    network.module.to(fabric.device)
+    teacher_accuracy = measure(
+        network.module, data, network.preprocessing, config.runtime, fabric, "evaluating the network"
+    )
+    _check_teacher(teacher_accuracy, network)
+    images = _calibration_images(calibration, data, network.preprocessing, config, fabric)
+    with fabric.autocast():
+        state = apply_stages(network.module, images, config.recipe, config.calibration.seed)
+    accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
+
+    metrics = _metrics(config, dataset, calibration, teacher_accuracy, accuracy)
+    model = QuantizedModel(
+        module=state.student.cpu(),
+        weights=state.weights,
+        model=network.model,
+        model_args=network.model_args,
+        preprocessing=network.preprocessing,
+        class_names=data.class_names,
+        provenance={"ldnq": ldnq.__version__, "source": network.source} | metrics,
+    )
+    folder.write_layers(state.results, state.skipped)
+    sizes = h5.save(model, folder.model)
+    metrics |= {
+        "float_bytes": model.float_bytes,
+        "packed_bytes": sizes["total"],
+        "packed_parts": sizes,
+        "bits_per_weight": model.bits_per_weight,
+        "skipped_layers": len(state.skipped),
+        "seconds": time.perf_counter() - started,
+        "environment": runtime.environment(),
+    }
+    folder.write_metrics(metrics)
+    return RunResult(model, metrics, folder.path)
+
+
+def quantize(
+    module: nn.Module,
+    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    kbits: int = 3,
+    *,
+    preset: str = "paper",
+    solver: str | None = None,
+    scale: str | None = None,
+    skip: tuple[str, ...] = (),
+    keep_first_last: bool = False,
+    quantize_bias: bool = False,
+    training: bool = True,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> QuantizedModel:
+    """A quantized copy of any network, from a small sample of its inputs; `module` itself is left as it is.
+
+    `batches` yields inputs as the network takes them (n, …), or tuples that start with them, such as a `DataLoader`
+    gives; the other arguments are those of `ldnq quantize`. Raises `NetworkError` where the network cannot be run.
+    """
+    inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    if not inputs:
+        raise DataError("expected at least one batch of inputs to calibrate on, got none")
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device)
+    recipe = RecipeConfig(
+        preset=preset, kbits=kbits, solver=solver, scale=scale, quantize_bias=quantize_bias, skip=tuple(skip),
+        keep_first_last=keep_first_last, training=training,
+    )  # fmt: skip
+    state = apply_stages(copy.deepcopy(module), images, fill_in(recipe), seed)
+    return QuantizedModel(state.student, state.weights, provenance={"ldnq": ldnq.__version__, "kbits": kbits})
+
+
+def apply_stages(teacher: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int) -> QuantizationState:
+    """Run the stages of a filled-in `recipe` on a copy of `teacher`, which is put in eval mode and frozen."""
+    teacher.eval().requires_grad_(False)
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    state = QuantizationState(student, teacher)
+    generator = torch.Generator().manual_seed(seed)
+    for stage in stages(recipe):
+        state = stage(state, images, generator)
+    state.student.eval().requires_grad_(False)
+    return state
+
+
+def evaluate_network(config: RunConfig) -> dict[str, Any]:
+    """Accuracy of the float network that `config` names, as plain values."""
+    family = find_family(config.network.model)
+    dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
+    data = load_data(config.data, dataset)
+    network = load_network(config.network, config.data, dataset, data.num_classes)
+    return _report(network.module, network.preprocessing, data, config.runtime)
+
+
+def evaluate_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
+    """Accuracy of the quantized network in `path` on its own dataset, or on the one `config` names."""
+    contents = h5.read(path)
+    dataset = resolve_dataset(config.data.dataset, contents.provenance.get("dataset", ""), str(path))
+    data = load_data(config.data, dataset)
+    factory = config.network.model
+    model = h5.load(path, build(factory, config.network.model_args or contents.model_args) if factory else None)
+    card = {"preprocessing": contents.preprocessing.to_dict()} if contents.preprocessing else {}
+    preprocessing = decide_preprocessing(find_family(factory or contents.model), config.data, dataset, card)
+    return _report(model.module, preprocessing, data, config.runtime)
+
+
+def measure(
+    module: nn.Module, data: Data, preprocessing: Preprocessing, config: RuntimeConfig, fabric: Fabric, description: str
+) -> Accuracy | None:
+    """Accuracy on the test images; None where there are none."""
+    if data.test is None:
+        return None
+    batches = loader(Prepared(data.test, preprocessing), config.batch_size, config.workers)
+    return evaluate(
+        module, track(batches, description), preprocessing, fabric, data.num_classes, data.family.class_subset
+    )
+
+
+def _report(module: nn.Module, preprocessing: Preprocessing, data: Data, config: RuntimeConfig) -> dict[str, Any]:
+    fabric = runtime.start(config)
+    accuracy = measure(module.to(fabric.device), data, preprocessing, config, fabric, "evaluating")
+    if accuracy is None:
+        raise DataError(f"expected labelled test images of {data.family.name} to measure accuracy on, found none")
+    return {
+        "dataset": data.family.name,
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "samples": accuracy.samples,
+    }
+
+
+def _check_teacher(accuracy: Accuracy | None, network: Network) -> None:
+    if accuracy is None:
+        log.warning("no labelled test images: quantizing, but accuracy is not measured")
+    elif accuracy.near_chance:
+        raise NetworkError(
+            f"the float network is right on {accuracy.top1:.1f}% of the test images, near chance: checkpoint "
+            f"({network.source}), preprocessing or the order of the classes do not match"
+        )
+
+
+def _calibration_images(
+    calibration: CalibrationSet, data: Data, preprocessing: Preprocessing, config: RunConfig, fabric: Fabric
+) -> CalibrationImages:
+    prepared = Prepared(data.train, preprocessing, calibration.indices)
+    images, _ = in_memory(prepared, config.runtime.workers, lambda batches: track(batches, "loading images"))
+    augmentation = Augmentation(preprocessing.image_size, data.family.flip)
+    return CalibrationImages(images, preprocessing.normalize, augmentation, config.runtime.batch_size, fabric.device)
+
+
+def _metrics(
+    config: RunConfig,
+    dataset: DatasetFamily,
+    calibration: CalibrationSet,
+    teacher: Accuracy | None,
+    quantized: Accuracy | None,
+) -> dict[str, Any]:
+    recipe = config.recipe
+    return {
+        "model": config.network.model,
+        "dataset": dataset.name,
+        "method": recipe.method,
+        "preset": recipe.preset,
+        "solver": recipe.solver,
+        "kbits": recipe.kbits,
+        "levels": list(Codebook.power_of_two(recipe.kbits).levels),
+        "scale": recipe.scale,
+        "training": recipe.training,
+        "seed": config.calibration.seed,
+        "calibration_samples": len(calibration.indices),
+        "eval_samples": teacher.samples if teacher else 0,
+        "teacher_top1": teacher and teacher.top1,
+        "teacher_top5": teacher and teacher.top5,
+        "quantized_top1": quantized and quantized.top1,
+        "quantized_top5": quantized and quantized.top5,
+        "top1_drop": teacher and quantized and teacher.top1 - quantized.top1,
+    }

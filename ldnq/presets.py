@@ -1,0 +1,54 @@
+"""Methods with their options filled in: the tuples of stages that a user calls by one name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ldnq.codebook import Codebook
+from ldnq.config import RecipeConfig
+from ldnq.registry import Registry
+from ldnq.solvers import solvers
+from ldnq.stages.cascade import Cascade
+from ldnq.stages.layerwise import Layerwise
+
+Stage = Callable
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset does in a line, the options it fills in, and its stages."""
+
+    summary: str
+    solver: str
+    scale: str
+    stages: Callable[[RecipeConfig], tuple[Stage, ...]]
+
+
+presets: Registry[Preset] = Registry("preset")
+
+
+def fill_in(recipe: RecipeConfig) -> RecipeConfig:
+    """`recipe` with every option that was left to the preset."""
+    preset = presets.get(recipe.preset)
+    return replace(recipe, solver=recipe.solver or preset.solver, scale=recipe.scale or preset.scale)
+
+
+def stages(recipe: RecipeConfig) -> tuple[Stage, ...]:
+    """The stages of a filled-in recipe."""
+    return presets.get(recipe.preset).stages(recipe)
+
+
+def _paper(recipe: RecipeConfig) -> tuple[Stage, ...]:
+    return (
+        Layerwise(
+            solver=solvers.get(recipe.solver)(),
+            codebook=Codebook.power_of_two(recipe.kbits),
+            per_channel=recipe.scale == "channel",
+            quantize_bias=recipe.quantize_bias,
+            skip=recipe.skip,
+            keep_first_last=recipe.keep_first_last,
+            cascade=Cascade() if recipe.training else None,
+        ),
+    )
+
+
+presets.add("paper", Preset("L-DNQ as published: ADMM, one scale a layer, cascade update", "admm", "layer", _paper))

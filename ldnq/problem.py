@@ -1,0 +1,83 @@
+"""What a solver is given and what it gives back: matrices only."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ldnq.codebook import Codebook
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """Minimize `Σ tr((W−G) H (W−G)ᵀ)` over `G = scale · levels[codes]`, summed over the groups of a convolution.
+
+    `target` W is (groups, rows, d) and `gram` H (groups, d, d), both float64, d = in/groups·kh·kw in the order
+    (cin, kh, kw). `per_channel` gives each of the groups·rows rows its own scale, else one serves the layer.
+    """
+
+    target: Tensor
+    gram: Tensor
+    codebook: Codebook
+    per_channel: bool = False
+
+    def error(self, weights: Tensor) -> float:
+        """The reconstruction error of `weights` (groups, rows, d)."""
+        difference = self.target - weights
+        return float((difference @ self.gram * difference).sum())
+
+
+@dataclass(frozen=True)
+class LayerSolution:
+    """`codes` (groups, rows, d) uint8; `scale` (groups, rows, 1) or (1, 1, 1); the `errors` by iteration."""
+
+    codes: Tensor
+    scale: Tensor
+    errors: tuple[float, ...]
+
+
+class Solver(Protocol):
+    """A frozen dataclass whose fields are its options."""
+
+    def __call__(self, problem: LayerProblem) -> LayerSolution: ...
+
+
+def project(
+    values: Tensor, codebook: Codebook, per_channel: bool, scale: Tensor | None = None, iterations: int = 30
+) -> tuple[Tensor, Tensor]:
+    """Codes and scale near `values` (groups, rows, d) in the plain norm, by alternating nearest levels and
+    `α = ⟨V,Q⟩/⟨Q,Q⟩` from `scale`, or from the best of a grid of starts (L-DNQ, section 3.3).
+
+    Returns uint8 codes and a scale of shape (groups, rows, 1) if `per_channel`, else (1, 1, 1). All-zero values have
+    scale 1 and the codes nearest to zero.
+    """
+    axes = (2,) if per_channel else (0, 1, 2)
+    if scale is None:
+        scale = _best_start(values, codebook, axes)
+    for _ in range(iterations):
+        levels = codebook.values(codebook.nearest(values / scale), values.dtype)
+        norm = levels.square().sum(axes, keepdim=True)
+        fitted = (values * levels).sum(axes, keepdim=True) / norm
+        # A scale so large that every value rounds to zero cannot be refitted: keep it.
+        fitted = torch.where((norm > 0) & (fitted > 0), fitted, scale)
+        converged = torch.allclose(fitted, scale, rtol=1e-7, atol=0)
+        scale = fitted
+        if converged:
+            break
+    return codebook.nearest(values / scale), scale
+
+
+def _best_start(values: Tensor, codebook: Codebook, axes: tuple[int, ...], starts: int = 24) -> Tensor:
+    largest = values.abs().amax(axes, keepdim=True) / codebook.levels[-1]
+    largest = torch.where(largest > 0, largest, 1.0)
+    best = lowest = None
+    for fraction in torch.linspace(1 / starts, 1, starts).tolist():
+        scale = largest * fraction
+        rounded = scale * codebook.values(codebook.nearest(values / scale), values.dtype)
+        error = (values - rounded).square().sum(axes, keepdim=True)
+        if best is None:
+            best, lowest = scale, error
+        else:
+            best, lowest = torch.where(error < lowest, scale, best), torch.minimum(error, lowest)
+    return best

@@ -1,0 +1,115 @@
+"""Quantized weights, the state that stages hand on, and the network that comes out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldnq.codebook import Codebook
+from ldnq.errors import NetworkError
+from ldnq.graph import SkippedLayer
+from ldnq.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A parameter as `codes` (its shape, uint8) and `scale` (float32; one element, or one per output channel)."""
+
+    codes: Tensor
+    scale: Tensor
+    codebook: Codebook
+
+    def dequantize(self) -> Tensor:
+        """`scale · levels[codes]`, float32 in the parameter's shape."""
+        scale = self.scale.view(-1, *[1] * (self.codes.dim() - 1))
+        return scale * self.codebook.values(self.codes)
+
+    @property
+    def zero_fraction(self) -> float:
+        """The share of weights that are zero."""
+        return float((self.codebook.values(self.codes) == 0).double().mean())
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What became of one layer; a row of `layers.csv`."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    num_levels: int
+    scale_min: float
+    scale_max: float
+    zero_fraction: float
+    relative_error: float
+    iterations: int
+    seconds: float
+
+
+@dataclass
+class QuantizationState:
+    """What one stage leaves to the next: a `student` that runs, its `teacher`, and the parameters quantized so far.
+
+    `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
+    nothing may change them.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    results: list[LayerResult] = field(default_factory=list)
+    skipped: list[SkippedLayer] = field(default_factory=list)
+
+    @torch.no_grad()
+    def write(self, name: str, weight: QuantizedWeight) -> None:
+        """Put `weight` in the place of the student's parameter `name` and freeze it."""
+        parameter = self.student.get_parameter(name)
+        parameter.copy_(weight.dequantize())
+        parameter.requires_grad_(False)
+        self.weights[name] = weight
+
+
+@dataclass
+class QuantizedModel:
+    """A network with quantized weights: `module` runs on its own, with the weights dequantized to float.
+
+    `model` and `model_args` say how to build it again (empty for a network that only exists in the caller's code);
+    `provenance` is free-form data about how it came to be.
+    """
+
+    module: nn.Module
+    weights: Mapping[str, QuantizedWeight]
+    model: str = ""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        for name, weight in self.weights.items():
+            if name not in parameters or parameters[name].shape != weight.codes.shape:
+                found = tuple(parameters[name].shape) if name in parameters else "nothing"
+                raise NetworkError(
+                    f"expected a parameter {name} of shape {tuple(weight.codes.shape)} in the network, found {found}"
+                )
+
+    def save(self, path) -> None:
+        """Write the canonical HDF5 file; see `ldnq.formats.h5.save`."""
+        from ldnq.formats import h5
+
+        h5.save(self, path)
+
+    @property
+    def float_bytes(self) -> int:
+        """Size of the network's parameters and buffers as stored for float inference."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.module.state_dict().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits of a quantized parameter: log2(levels) of each code, and 32 for each scale."""
+        count = sum(weight.codes.numel() for weight in self.weights.values())
+        bits = sum(w.codes.numel() * w.codebook.bits + 32 * w.scale.numel() for w in self.weights.values())
+        return bits / max(count, 1)

@@ -1,0 +1,51 @@
+"""Device, precision, threads and processes: decided here and nowhere else (by lightning-fabric)."""
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from ldnq.config import RuntimeConfig
+from ldnq.errors import UsageError
+
+
+def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
+    """The engine for one command. `auto` precision is bf16 for `training` where the processor has it, else 32."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    accelerator, devices = _accelerator(options.device)
+    mixed = options.precision == "bf16" or (options.precision == "auto" and training and _has_bf16(accelerator))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        return Fabric(accelerator=accelerator, devices=devices, precision="bf16-mixed" if mixed else "32-true")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that a result depends on."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _accelerator(device: str) -> tuple[str, Any]:
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu", 1
+    if device == "auto" or device == "cuda" or device.startswith("cuda:"):
+        if not torch.cuda.is_available():
+            raise UsageError(f"device {device} is not available: torch sees no CUDA device; use --device cpu")
+        index = device.removeprefix("cuda").removeprefix(":") if device != "auto" else ""
+        if index and not (index.isdigit() and int(index) < torch.cuda.device_count()):
+            raise UsageError(f"device {device} does not exist: torch sees {torch.cuda.device_count()} CUDA devices")
+        return "cuda", [int(index or 0)]
+    raise UsageError(f"expected device auto, cpu, cuda or cuda:N, got {device!r}")
+
+
+def _has_bf16(accelerator: str) -> bool:
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()

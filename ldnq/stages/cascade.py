@@ -1,0 +1,67 @@
+"""L-DNQ's cascade update (AAAI 2019, section 3.4): what is still float learns to make up for what is not."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ldnq.calibration import CalibrationImages
+from ldnq.quantized import QuantizationState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """L-DNQ's cascade update (AAAI 2019): SGD of all unquantized parameters towards the teacher's logits.
+
+    The mean squared error is minimized over augmented batches, the student's batch norm in training mode. Ends when
+    the mean loss of `window` steps is no longer at least `gain` (relative) below the best, or after `max_steps`.
+    """
+
+    max_steps: int = 60
+    window: int = 10
+    gain: float = 0.01
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __call__(
+        self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
+    ) -> QuantizationState:
+        parameters = [parameter for parameter in state.student.parameters() if parameter.requires_grad]
+        if not parameters:
+            return state
+        optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+        for module in state.student.modules():
+            # Batch norm alone: dropout would only blur the target.
+            module.train(isinstance(module, _BatchNorm))
+        losses = self._losses(state, optimizer, calibration.random_batches(generator))
+        best = float("inf")
+        for _ in range(self.max_steps // self.window):
+            mean = sum(islice(losses, self.window)) / self.window
+            log.debug("cascade loss %.5f", mean)
+            if not mean < best * (1 - self.gain):
+                break
+            best = mean
+        state.student.eval()
+        return state
+
+    def _losses(
+        self, state: QuantizationState, optimizer: torch.optim.Optimizer, batches: Iterator[Tensor]
+    ) -> Iterator[float]:
+        for batch in batches:
+            if len(batch) == 1:
+                continue  # batch norm has no variance of one sample
+            with torch.no_grad():
+                target = state.teacher(batch)
+            loss = F.mse_loss(state.student(batch), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield loss.item()

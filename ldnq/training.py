@@ -1,0 +1,129 @@
+"""Training of float baselines on labelled images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from ldnq.augmentation import Augmentation
+from ldnq.errors import CheckpointError, UsageError
+from ldnq.files import replacing
+from ldnq.preprocessing import Preprocessing
+
+SCHEDULES = ("one-cycle", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """SGD with Nesterov momentum 0.9 on the cross-entropy, the rate moved after every step by `schedule`."""
+
+    epochs: int = 40
+    batch_size: int = 128
+    lr: float = 0.2
+    weight_decay: float = 5e-4
+    schedule: str = "one-cycle"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+        if self.epochs < 1 or self.batch_size < 2:
+            raise UsageError(
+                f"expected at least 1 epoch and batches of at least 2, got {self.epochs} and {self.batch_size}"
+            )
+        if not self.lr > 0:
+            raise UsageError(f"expected a positive learning rate, got {self.lr}")
+
+
+@dataclass
+class Trainer:
+    """One training run over images in memory; `state` is the file that carries it over an interruption.
+
+    `images` (n, 3, s, s) uint8 and `labels` (n,); `augmentation` gives the size that the network sees.
+    """
+
+    module: nn.Module
+    images: Tensor
+    labels: Tensor
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    recipe: TrainingRecipe
+    fabric: Fabric
+    state: Path
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        self.epoch = 0
+        self.steps = len(self.images) // self.recipe.batch_size
+        if self.steps == 0:
+            raise UsageError(f"expected at least {self.recipe.batch_size} images to train on, got {len(self.images)}")
+        self.module.to(self.fabric.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(), self.recipe.lr, 0.9, weight_decay=self.recipe.weight_decay, nesterov=True
+        )
+        self.schedule = _schedule(self.optimizer, self.recipe, self.steps)
+
+    def resume(self) -> bool:
+        """Go on from `state` where it exists; raises `CheckpointError` where it belongs to another recipe."""
+        if not self.state.exists():
+            return False
+        saved = torch.load(self.state, map_location=self.fabric.device, weights_only=True)
+        if saved["recipe"] != repr(self.recipe):
+            raise CheckpointError(f"{self.state} belongs to {saved['recipe']}, not {self.recipe}: use another --output")
+        self.module.load_state_dict(saved["module"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.epoch = saved["epoch"]
+        return True
+
+    def run(self, after_epoch: Callable[[int, float], None], progress=iter) -> None:
+        """Train to the last epoch; `after_epoch(epoch, loss)` is called after each, `progress` wraps the steps."""
+        forward = torch.compile(self.module) if self.compiled else self.module
+        while self.epoch < self.recipe.epochs:
+            loss = self._train_epoch(forward, progress)
+            self.epoch += 1
+            self._save()
+            after_epoch(self.epoch, loss)
+
+    def _train_epoch(self, forward: Callable[[Tensor], Tensor], progress) -> float:
+        # Seeded by epoch, so that an interrupted run continues exactly as it would have gone on.
+        generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
+        torch.manual_seed(generator.initial_seed())
+        order = torch.randperm(len(self.images), generator=generator)[: self.steps * self.recipe.batch_size]
+        self.module.train()
+        total = 0.0
+        for chosen in progress(order.view(self.steps, self.recipe.batch_size)):
+            batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)
+            batch = self.preprocessing.normalize(batch).contiguous(memory_format=torch.channels_last)
+            with self.fabric.autocast():
+                loss = F.cross_entropy(forward(batch), self.labels[chosen].to(self.fabric.device))
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.item()
+        return total / self.steps
+
+    def _save(self) -> None:
+        with replacing(self.state) as temporary:
+            torch.save(
+                {
+                    "recipe": repr(self.recipe),
+                    "epoch": self.epoch,
+                    "module": self.module.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                },
+                temporary,
+            )
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe, steps: int):
+    total = recipe.epochs * steps
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total, cycle_momentum=False)
