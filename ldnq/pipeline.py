@@ -121,20 +121,24 @@ def quantize(
         preset=preset, kbits=kbits, solver=solver, scale=scale, quantize_bias=quantize_bias, skip=tuple(skip),
         keep_first_last=keep_first_last, training=training,
     )  # fmt: skip
-    state = apply_stages(copy.deepcopy(module), images, fill_in(recipe), seed)
+    state = apply_stages(module, images, fill_in(recipe), seed)
     return QuantizedModel(state.student, state.weights, provenance={"ldnq": ldnq.__version__, "kbits": kbits})
 
 
-def apply_stages(teacher: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int) -> QuantizationState:
-    """Run the stages of a filled-in `recipe` on a copy of `teacher`, which is put in eval mode and frozen."""
-    teacher.eval().requires_grad_(False)
-    student = copy.deepcopy(teacher).requires_grad_(True)
-    state = QuantizationState(student, teacher)
+def apply_stages(module: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int) -> QuantizationState:
+    """Run the stages of a filled-in `recipe` on a copy of `module`, which is left as it is."""
+    teacher = _copy(module, torch.channels_last).requires_grad_(False)
+    state = QuantizationState(_copy(teacher, torch.channels_last).requires_grad_(True), teacher)
     generator = torch.Generator().manual_seed(seed)
     for stage in stages(recipe):
         state = stage(state, images, generator)
-    state.student.eval().requires_grad_(False)
+    # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.
+    state.student = _copy(state.student, torch.contiguous_format).requires_grad_(False)
     return state
+
+
+def _copy(module: nn.Module, layout: torch.memory_format) -> nn.Module:
+    return copy.deepcopy(module).eval().to(memory_format=layout)
 
 
 def evaluate_network(config: RunConfig) -> dict[str, Any]:

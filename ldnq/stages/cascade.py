@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 class Cascade:
     """L-DNQ's cascade update (AAAI 2019): SGD of all unquantized parameters towards the teacher's logits.
 
-    The mean squared error is minimized over augmented batches, the student's batch norm in training mode. Ends when
-    the mean loss of `window` steps is no longer at least `gain` (relative) below the best, or after `max_steps`.
+    The mean squared error is minimized over augmented batches, batch norm in training mode. Ends when the mean loss of
+    an epoch has not fallen by a relative `gain` for `patience` epochs, and after `max_epochs`.
     """
 
-    max_steps: int = 60
-    window: int = 10
+    max_epochs: int = 8
+    patience: int = 2
     gain: float = 0.01
     lr: float = 1e-3
     momentum: float = 0.9
@@ -42,13 +42,15 @@ class Cascade:
             # Batch norm alone: dropout would only blur the target.
             module.train(isinstance(module, _BatchNorm))
         losses = self._losses(state, optimizer, calibration.random_batches(generator))
-        best = float("inf")
-        for _ in range(self.max_steps // self.window):
-            mean = sum(islice(losses, self.window)) / self.window
+        steps = -(-len(calibration) // calibration.batch_size)
+        best, stale = float("inf"), 0
+        for _ in range(self.max_epochs):
+            mean = sum(islice(losses, steps)) / steps
             log.debug("cascade loss %.5f", mean)
-            if not mean < best * (1 - self.gain):
+            stale = 0 if mean < best * (1 - self.gain) else stale + 1
+            best = min(best, mean)
+            if stale == self.patience:
                 break
-            best = mean
         state.student.eval()
         return state
 

@@ -1,0 +1,119 @@
+import copy
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+from ldnq.calibration import CalibrationImages
+from ldnq.codebook import Codebook
+from ldnq.errors import NetworkError, UsageError
+from ldnq.quantized import QuantizationState
+from ldnq.solvers.admm import Admm
+from ldnq.solvers.nearest import Nearest
+from ldnq.stages.layerwise import Layerwise
+
+TERNARY = Codebook.power_of_two(3)
+
+
+def _network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+
+
+def _quantize(network, **options):
+    options = {"solver": Admm(), "codebook": TERNARY} | options
+    images = CalibrationImages(torch.randn(24, 3, 8, 8), lambda batch: batch, None, 16, torch.device("cpu"))
+    state = QuantizationState(copy.deepcopy(network), network)
+    return Layerwise(**options)(state, images, torch.Generator())
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["scale per layer", "scale per channel"])
+@pytest.mark.parametrize("kbits", [3, 5, 11])
+def test_every_weight_of_the_student_is_a_level_times_its_scale(kbits, per_channel):
+    state = _quantize(_network(), codebook=Codebook.power_of_two(kbits), per_channel=per_channel)
+    levels = [0.0] + [sign * 2.0**k for k in range(kbits // 2) for sign in (1, -1)]
+    assert list(state.weights) == ["0.weight", "3.weight", "7.weight"]
+    for name, quantized in state.weights.items():
+        weight = state.student.get_parameter(name).detach()
+        assert quantized.scale.numel() == (len(weight) if per_channel else 1)
+        allowed = quantized.scale.view(-1, 1) * torch.tensor(levels)
+        rows = weight.flatten(1) if per_channel else weight.reshape(1, -1)
+        assert all(torch.isin(row, values).all() for row, values in zip(rows, allowed))
+
+
+def test_the_teacher_is_not_touched():
+    network = _network()
+    before = copy.deepcopy(network.state_dict())
+    _quantize(network)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A solver that keeps the problems it is given."""
+
+    problems: list = field(default_factory=list)
+
+    def __call__(self, problem):
+        self.problems.append(problem)
+        return Nearest()(problem)
+
+
+def test_later_layers_are_fitted_to_inputs_from_the_quantized_ones():
+    solver = Recording()
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x = torch.randn(40, 6)
+    images = CalibrationImages(x, lambda batch: batch, None, 16, torch.device("cpu"))
+    state = Layerwise(solver, TERNARY)(QuantizationState(copy.deepcopy(network), network), images, torch.Generator())
+    with torch.no_grad():
+        float_inputs, quantized_inputs = network[:2](x).double(), state.student[:2](x).double()
+    gram = solver.problems[1].gram[0]
+    torch.testing.assert_close(gram, quantized_inputs.T @ quantized_inputs / 40, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(gram, float_inputs.T @ float_inputs / 40, rtol=1e-2)
+
+
+def test_admm_reconstructs_better_than_rounding():
+    network = _network()
+    admm, nearest = _quantize(network), _quantize(network, solver=Nearest())
+    assert admm.results[0].relative_error < nearest.results[0].relative_error
+
+
+def test_the_reported_error_is_that_of_the_output():
+    network = _network()
+    torch.manual_seed(1)
+    images = torch.randn(24, 3, 8, 8)
+    state = QuantizationState(copy.deepcopy(network), network)
+    calibration = CalibrationImages(images, lambda batch: batch, None, 16, torch.device("cpu"))
+    state = Layerwise(Admm(), TERNARY)(state, calibration, torch.Generator())
+    target, found = (n[:4](images) - n[3].bias[:, None, None] for n in (network, state.student))
+    expected = (target - found).square().sum() / target.square().sum()
+    assert state.results[1].relative_error == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_quantized_bias_shares_the_codebook_and_scale_of_its_layer():
+    state = _quantize(_network(), quantize_bias=True)
+    assert torch.equal(state.weights["7.bias"].scale, state.weights["7.weight"].scale)
+    assert torch.equal(state.student[7].bias.detach(), state.weights["7.bias"].dequantize())
+    assert "0.bias" not in state.weights
+
+
+def test_skipped_layers_stay_as_they_were_and_are_listed():
+    network = _network()
+    state = _quantize(network, skip=("3",), keep_first_last=False)
+    assert torch.equal(state.student[3].weight, network[3].weight)
+    assert [(layer.name, layer.reason) for layer in state.skipped] == [("3", "--skip 3")]
+    ends = _quantize(network, keep_first_last=True)
+    assert list(ends.weights) == ["3.weight"]
+
+
+def test_a_pattern_without_a_match_is_refused():
+    with pytest.raises(UsageError, match=r"--skip conv\* matches none of the layers: 0, 3, 7"):
+        _quantize(_network(), skip=("conv*",))
+
+
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(NetworkError, match="at least one Conv2d or Linear"):
+        _quantize(nn.Sequential(nn.ReLU(), nn.Flatten()))

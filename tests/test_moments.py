@@ -1,0 +1,76 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ldnq import moments
+from ldnq.graph import find_layers
+
+
+def _pair(*modules):
+    teacher = nn.Sequential(*modules).eval()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student[0].weight += 0.1 * torch.randn_like(student[0].weight)
+    return student, teacher
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4], ids=["dense", "grouped", "depthwise"])
+@pytest.mark.parametrize("max_entries", [1, 1 << 26], ids=["a sample at a time", "whole batches"])
+def test_moments_are_those_of_all_positions_at_once(groups, max_entries, monkeypatch):
+    monkeypatch.setattr(moments, "MAX_ENTRIES", max_entries)
+    student, teacher = _pair(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=groups))
+    x = torch.randn(10, 3, 7, 7)
+    layer = find_layers(student, x[:1])[0][1]
+    found = moments.gather_moments(student, teacher, layer, x.split(4))
+
+    # float64, patch by patch, in plain Python.
+    with torch.no_grad():
+        inputs = nn.functional.pad(student[:2](x), (1, 1, 1, 1)).double()
+        targets = (teacher(x) - teacher[2].bias[:, None, None]).double()
+    channels, rows = 4 // groups, 8 // groups
+    for group in range(groups):
+        part = inputs[:, group * channels : (group + 1) * channels]
+        patches = [
+            (part[n, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].flatten(), targets[n, :, i, j])
+            for n in range(10)
+            for i in range(targets.shape[2])
+            for j in range(targets.shape[3])
+        ]
+        columns = torch.stack([patch for patch, _ in patches])
+        outputs = torch.stack([y for _, y in patches])
+        own = outputs[:, group * rows : (group + 1) * rows]
+        torch.testing.assert_close(found.gram[group], columns.T @ columns / len(patches), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.cross[group], own.T @ columns / len(patches), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found.mean[group, :, 0], columns.mean(0), rtol=1e-5, atol=1e-7)
+    assert found.energy == pytest.approx(float(outputs.square().sum(1).mean()), rel=1e-5)
+
+
+def test_relative_error_is_that_of_the_outputs():
+    student, teacher = _pair(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(40, 6)
+    layer = find_layers(student, x[:1])[0][1]
+    found = moments.gather_moments(student, teacher, layer, x.split(16))
+    weights = torch.randn(3, 5)
+    target = (teacher(x) - teacher[2].bias).detach()
+    output = student[:2](x) @ weights.T
+    expected = (target - output).square().sum() / target.square().sum()
+    assert found.relative_error(weights.double().unsqueeze(0)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_layer_that_runs_twice_is_measured_in_both_calls():
+    layer = nn.Linear(4, 4, bias=False)
+    network = nn.Sequential(layer, nn.ReLU(), layer)
+    x = torch.randn(30, 4)
+    found = moments.gather_moments(network, network, find_layers(network, x[:1])[0][0], [x])
+    hidden = layer(x).relu()
+    torch.testing.assert_close(found.gram[0], ((x.T @ x + hidden.T @ hidden) / 60).double(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_bias_is_the_weight_of_a_constant_input():
+    linear = nn.Linear(3, 2)
+    x = torch.randn(50, 3)
+    found = moments.gather_moments(linear, linear, find_layers(linear, x[:1])[0][0], [x])
+    extended = torch.cat([x, torch.ones(50, 1)], 1).double()
+    torch.testing.assert_close(found.gram_with_ones[0], extended.T @ extended / 50, rtol=1e-5, atol=1e-7)
