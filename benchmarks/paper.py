@@ -80,7 +80,7 @@ def measure(model: str, dataset: str, kbits: int, image_size: int | None, seed: 
 def table(rows: list[dict]) -> str:
     """Mean and standard deviation over the seeds, as Markdown."""
     lines = [
-        "| network | data | levels | float top-1 | quantized top-1 | drop | drop in the paper | bits a weight | seeds |",
+        "| network | data | levels | float top-1 | quantized top-1 | drop | paper's drop | bits a weight | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for model, dataset, kbits, _, published in CONFIGURATIONS:

@@ -37,14 +37,10 @@ def progress() -> Iterator[None]:
     """Show progress bars within the block, if standard error is a terminal and remarks are wanted."""
     from ldnq.progress import display
 
-    errors.cache_clear()
-    console = errors()
-    console.quiet = not logging.getLogger("ldnq").isEnabledFor(logging.INFO)
-    if console.quiet:
-        console.quiet = False
-        yield
-        return
-    with display(console):
+    if logging.getLogger("ldnq").isEnabledFor(logging.INFO):
+        with display(errors()):
+            yield
+    else:
         yield
 
 

@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+
+from ldnq import checkpoints
+from ldnq.calibration import CalibrationSet
+
+
+def test_training_writes_weights_with_a_model_card(trained):
+    tensors, card = checkpoints.read(trained.weights)
+    assert tensors["0.weight"].shape == (12, 3, 5, 5)
+    assert card["dataset"] == "digits"
+    assert card["top1"] > 90
+    assert card["recipe"]["epochs"] == 6
+    assert card["command"].startswith("ldnq ")
+    losses = [float(line.rsplit(" ", 1)[1]) for line in trained.log.splitlines() if line.startswith("epoch")]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] / 2
+
+
+def test_interrupted_training_ends_as_if_it_had_not_been(ldnq, tiny, workdir, monkeypatch):
+    options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--epochs", 2, "--precision", "32"]
+    assert ldnq(*options, "--output", "whole").code == 0
+
+    from ldnq.training import Trainer
+
+    save = Trainer._save
+
+    def save_and_stop(trainer):
+        save(trainer)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", save_and_stop)
+        assert ldnq(*options, "--output", "parts").code == 130
+    resumed = ldnq(*options, "--output", "parts")
+    assert "going on after epoch 1 of 2" in resumed.err
+    name = "tiny_network.build-digits.safetensors"
+    whole, parts = (checkpoints.read(workdir / run / name)[0] for run in ("whole", "parts"))
+    assert all(np.array_equal(whole[key], parts[key]) for key in whole)
+
+
+def test_another_recipe_does_not_continue_a_run(ldnq, tiny):
+    options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--output", "run"]
+    ldnq(*options, "--epochs", 1)
+    result = ldnq(*options, "--epochs", 2)
+    assert result.code == 2
+    assert "use another --output" in result.err
+
+
+def test_sample_draws_once_and_prints_the_classes(ldnq, workdir):
+    result = ldnq("sample", "--dataset", "digits", "--samples", 50, "--stratified", "--seed", 7)
+    assert result.code == 0, result.err
+    counts = [int(line.split()[-1]) for line in result.out.splitlines() if "class" in line]
+    assert sum(counts) == 50
+    assert set(counts) <= {4, 5, 6}
+    (path,) = (workdir / "calib_data").iterdir()
+    drawn = CalibrationSet.load(path)
+    assert len(set(drawn.indices)) == 50
+    ldnq("sample", "--dataset", "digits", "--samples", 50, "--stratified", "--seed", 7)
+    assert np.array_equal(CalibrationSet.load(path).indices, drawn.indices)
+
+
+def test_inspect_shows_layers_and_sizes(ldnq, tiny, workdir):
+    ldnq("quantize", *tiny, "--kbits", 9, "--no-training", "--output", "run")
+    result = ldnq("inspect", "run/model.h5", "--json")
+    shown = json.loads(result.out)
+    assert shown["bytes"] == (workdir / "run/model.h5").stat().st_size
+    assert [(layer["name"], layer["shape"], layer["levels"]) for layer in shown["layers"]] == [
+        ("0.weight", "12x3x5x5", 9),
+        ("3.weight", "24x6x3x3", 9),
+        ("6.weight", "24x24x3x3", 9),
+        ("11.weight", "10x96", 9),
+    ]
+    assert "24x6x3x3" in ldnq("inspect", "run/model.h5").out
+
+
+def test_evaluate_measures_a_float_network(ldnq, tiny, trained):
+    result = ldnq("evaluate", *tiny, "--json")
+    card = checkpoints.read(trained.weights)[1]
+    assert json.loads(result.out)["top1"] == pytest.approx(card["top1"])

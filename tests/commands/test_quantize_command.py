@@ -1,0 +1,197 @@
+import csv
+import json
+import math
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import ldnq as package
+from ldnq import checkpoints
+from ldnq.network import build
+
+METRICS = {
+    "model", "dataset", "method", "solver", "kbits", "levels", "scale", "seed", "calibration_samples", "eval_samples",
+    "teacher_top1", "teacher_top5", "quantized_top1", "quantized_top5", "top1_drop", "float_bytes", "packed_bytes",
+    "bits_per_weight", "seconds",
+}  # fmt: skip
+
+
+def _layers(folder):
+    return list(csv.DictReader((folder / "layers.csv").read_text().splitlines()))
+
+
+def _metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_run_leaves_config_metrics_layers_and_model(ldnq, tiny, workdir):
+    result = ldnq("quantize", *tiny, "--kbits", 5, "--output", "run")
+    assert result.code == 0, result.err
+    assert "levels: {0, ±α, ±2α} (5 values)" in result.err
+    assert sorted(path.name for path in (workdir / "run").iterdir()) == [
+        "config.json", "layers.csv", "metrics.json", "model.h5",
+    ]  # fmt: skip
+    metrics = _metrics(workdir / "run")
+    assert metrics.keys() >= METRICS
+    assert metrics["levels"] == [-2, -1, 0, 1, 2]
+    assert metrics["top1_drop"] == pytest.approx(metrics["teacher_top1"] - metrics["quantized_top1"])
+    assert metrics["packed_bytes"] == (workdir / "run/model.h5").stat().st_size
+    assert math.log2(5) < metrics["bits_per_weight"] < math.log2(5) + 0.2
+    assert metrics["teacher_top1"] > 90
+    assert metrics["quantized_top1"] > 80
+    assert f"{metrics['quantized_top1']:.2f}%" in result.out
+
+
+def test_the_accuracy_of_the_file_is_the_accuracy_reported(ldnq, tiny, workdir):
+    ldnq("quantize", *tiny, "--no-training", "--output", "run")
+    again = ldnq("evaluate", "run/model.h5", "--model", "tiny_network:build", "--json")
+    assert json.loads(again.out)["top1"] == _metrics(workdir / "run")["quantized_top1"]
+
+
+def test_the_file_without_its_factory_is_refused_in_one_line(ldnq, tiny):
+    ldnq("quantize", *tiny, "--no-training", "--output", "run")
+    result = ldnq("evaluate", "run/model.h5")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "--model" in result.err
+
+
+def test_layers_are_listed_with_what_became_of_them(ldnq, tiny, workdir):
+    ldnq("quantize", *tiny, "--no-training", "--skip", "6", "--scale", "channel", "--output", "run")
+    rows = _layers(workdir / "run")
+    assert [row["name"] for row in rows] == ["0", "3", "11", "6"]
+    assert rows[3]["reason"] == "--skip 6"
+    model = package.load(workdir / "run/model.h5", build("tiny_network:build", {}))
+    weight = model.module[3].weight.detach()
+    assert float(rows[1]["zero_fraction"]) == pytest.approx(float((weight == 0).float().mean()), abs=1e-5)
+    scales = weight.abs().flatten(1).amax(1)
+    assert float(rows[1]["scale_max"]) == pytest.approx(float(scales.max()), rel=1e-5)
+    assert float(rows[1]["scale_min"]) <= float(scales[scales > 0].min()) * (1 + 1e-5)
+    # The skipped layer is the float one, bit for bit.
+    float_model = checkpoints.read(tiny[3])[0]
+    assert torch.equal(model.module[6].weight, float_model["6.weight"])
+
+
+def test_a_configuration_repeats_its_run(ldnq, tiny, workdir):
+    first = ldnq("quantize", *tiny, "--kbits", 7, "--samples", 60, "--seed", 3, "--output", "one")
+    assert first.code == 0, first.err
+    again = ldnq("quantize", "--config", "one/config.json", "--output", "two")
+    assert again.code == 0, again.err
+    with h5py.File("one/model.h5") as one, h5py.File("two/model.h5") as two:
+        for name in ("codes", "scales", "tensors"):
+            assert np.array_equal(one[name], two[name])
+    changed = ldnq("quantize", "--config", "one/config.json", "--kbits", 3, "--no-training", "--output", "three")
+    assert changed.code == 0
+    assert _metrics(workdir / "three")["kbits"] == 3
+    assert _metrics(workdir / "three")["calibration_samples"] == 60
+
+
+def test_more_levels_reconstruct_better(ldnq, tiny, workdir):
+    errors = []
+    for kbits in (3, 5, 7, 9):
+        ldnq("quantize", *tiny, "--kbits", kbits, "--no-training", "--output", f"k{kbits}")
+        rows = _layers(workdir / f"k{kbits}")
+        errors.append(float(rows[0]["relative_error"]))
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_without_an_output_the_run_gets_a_folder_of_its_own(ldnq, tiny, workdir):
+    assert ldnq("quantize", *tiny, "--no-training").code == 0
+    (folder,) = (workdir / "results").iterdir()
+    assert folder.name.startswith("tiny_network.build-digits-k3-")
+
+
+def test_an_image_folder_without_a_test_split_is_quantized_but_not_measured(ldnq, tiny, workdir, digit_files):
+    shutil.copytree(digit_files / "train", workdir / "mine" / "train")
+    result = ldnq(
+        "quantize", *tiny[:4], "--dataset", "folder", "--data-root", "mine", "--no-training", "--output", "run"
+    )
+    assert result.code == 0, result.err
+    assert "accuracy is not measured" in result.err
+    assert _metrics(workdir / "run")["quantized_top1"] is None
+
+
+def test_a_flat_folder_of_unlabelled_images_does_for_calibration(ldnq, tiny, workdir, digit_files):
+    (workdir / "flat").mkdir()
+    for number, path in enumerate(sorted(digit_files.glob("train/*/*.png"))):
+        shutil.copy(path, workdir / "flat" / f"{number}.png")
+    result = ldnq(
+        "quantize", *tiny[:4], "--dataset", "folder", "--data-root", "flat", "--no-training", "--output", "run"
+    )
+    assert result.code == 0, result.err
+    assert _metrics(workdir / "run")["calibration_samples"] == 100
+
+
+def test_an_image_folder_with_both_splits_is_measured(ldnq, tiny, workdir, digit_files):
+    result = ldnq(
+        "quantize", *tiny[:4], "--dataset", "folder", "--data-root", digit_files, "--no-training", "--output", "run"
+    )
+    assert result.code == 0, result.err
+    assert _metrics(workdir / "run")["eval_samples"] == 60
+
+
+def _bad_inputs(workdir, digit_files, tiny):
+    junk = workdir / "junk.pt"
+    junk.write_bytes(b"not a checkpoint" * 100)
+    foreign = workdir / "foreign.pt"
+    torch.save(build("resnet20", {}).state_dict(), foreign)
+    empty = workdir / "empty"
+    shutil.copytree(digit_files, empty)
+    (empty / "train" / "x").mkdir()
+    corrupt = workdir / "corrupt"
+    shutil.copytree(digit_files, corrupt)
+    for path in corrupt.glob("train/*/*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    other = workdir / "other.h5"
+    call_sample(other, digit_files)
+    file = workdir / "file"
+    file.write_text("")
+    return {
+        "unknown model": (["--model", "resnet21"], "unknown model 'resnet21'"),
+        "unknown dataset": ([*tiny[:4], "--dataset", "cifar11"], "unknown dataset 'cifar11'"),
+        "unknown solver": ([*tiny, "--solver", "magic"], "unknown solver 'magic': expected one of admm, nearest"),
+        "kbits 4": ([*tiny, "--kbits", "4"], "'3', '5', '7', '9', '11'"),
+        "missing folder": ([*tiny[:4], "--dataset", "cifar10", "--data-root", "nowhere"], "no folder nowhere"),
+        "empty class": ([*tiny[:4], "--dataset", "folder", "--data-root", empty], "holds no images"),
+        "corrupt image": ([*tiny[:4], "--dataset", "folder", "--data-root", corrupt], "cannot decode image"),
+        "junk checkpoint": ([*tiny[:2], "--checkpoint", junk, *tiny[4:]], "is not a file of weights"),
+        "other network's": ([*tiny[:2], "--checkpoint", foreign, *tiny[4:]], "missing: "),
+        "ratio 0": ([*tiny, "--ratio", "0"], "a ratio above 0 and at most 1"),
+        "ratio 2": ([*tiny, "--ratio", "2"], "a ratio above 0 and at most 1"),
+        "other calibration set": ([*tiny, "--calibration", other], "was drawn from folder"),
+        "output is a file": ([*tiny, "--output", file], "found the file"),
+        "no such device": ([*tiny, "--device", "tpu"], "expected device auto, cpu"),
+        "unknown factory": (["--model", "no_such:thing", *tiny[4:]], "cannot import thing"),
+    }
+
+
+def call_sample(path, digit_files):
+    from ldnq.calibration import draw
+    from ldnq.config import CalibrationConfig
+    from ldnq.datasets.folder import load_folder
+
+    draw(load_folder(digit_files, "train"), "folder", CalibrationConfig(samples=20)).save(path)
+
+
+def test_bad_input_is_one_line_and_exit_code_2(ldnq, tiny, workdir, digit_files):
+    for name, (words, message) in _bad_inputs(workdir, digit_files, tiny).items():
+        result = ldnq("-q", "quantize", "--no-training", *words)
+        lines = [line for line in result.err.splitlines() if not line.startswith(("levels:", "warning:"))]
+        assert result.code == 2, name
+        assert len(lines) == 1, (name, lines)
+        assert message in lines[0], (name, lines)
+        assert lines[0].startswith("error: "), name
+        assert result.out == "", name
+
+
+def test_a_network_that_guesses_is_refused_before_quantizing(ldnq, tiny, workdir):
+    torch.save(build("tiny_network:build", {}).state_dict(), "random.pt")
+    result = ldnq(
+        "quantize", *tiny[:2], "--checkpoint", "random.pt", *tiny[4:], "--image-size", "32", "--output", "run"
+    )
+    assert result.code == 2
+    assert "near chance" in result.err
+    assert not (workdir / "run/model.h5").exists()
