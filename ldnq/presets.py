@@ -7,10 +7,9 @@ from ldnq.codebook import Codebook
 from ldnq.config import RecipeConfig
 from ldnq.registry import Registry
 from ldnq.solvers import solvers
+from ldnq.stages import Stage
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.layerwise import Layerwise
-
-Stage = Callable
 
 
 @dataclass(frozen=True)
