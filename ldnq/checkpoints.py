@@ -1,13 +1,13 @@
 """Files of float weights, as people publish them."""
 
 import json
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,8 +29,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on the pickle protocol of files that it then refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make torch fail in many ways
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
                 f"{path} holds Python objects beside tensors and is not opened: save its state_dict alone"
@@ -48,6 +50,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) ->
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy `tensors` into `module`; raises `CheckpointError` that names what is missing, unexpected or misshapen."""
     own = module.state_dict()
+    tensors = _without_prefixes(tensors, own)
     given = {name: tensor for name, tensor in tensors.items() if name in own}
     # Files from before PyTorch 0.4.1 lack this counter, which inference never reads.
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
@@ -76,8 +79,15 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         content = content[inner] if inner else None
     if content is None or not isinstance(content, Mapping):
         raise CheckpointError(f"expected a state dict in {path}, or one under {', '.join(CONTAINERS)}, found none")
-    tensors = dict(content)
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
+    return dict(content)
+
+
+def _without_prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`tensors` without what wrappers put before every name, unless the network `own` has such names itself."""
+    while not own.keys() & tensors.keys():
+        prefix = next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            break
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 

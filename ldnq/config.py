@@ -56,6 +56,8 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise UsageError(f"expected a ratio above 0 and at most 1, got {self.ratio}")
+        if self.seed < 0:
+            raise UsageError(f"expected a seed of at least 0, got {self.seed}")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"expected at least 1 calibration image, got --samples {self.samples}")
 

@@ -21,12 +21,12 @@ class Data:
     @property
     def num_classes(self) -> int | None:
         """How many classes there are; None for unlabelled images."""
-        return self.family.num_classes or len(self.train.class_names) or None
+        return self.family.num_classes or len(self.class_names) or None
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, empty where unknown."""
-        return self.train.class_names
+        return self.train.class_names or (self.test.class_names if self.test else ())
 
 
 def load_data(config: DataConfig, family: DatasetFamily) -> Data:
@@ -34,6 +34,9 @@ def load_data(config: DataConfig, family: DatasetFamily) -> Data:
     root = find_root(config, family)
     train = family.load(root, "train", config.download)
     test = family.load(root, "test", config.download)
+    expected = family.num_classes
+    if expected and len(train.class_names) != expected:
+        raise DataError(f"expected the {expected} classes of {family.name} in {root}, found {len(train.class_names)}")
     if test is not None and train.labelled and test.class_names != train.class_names:
         raise DataError(
             f"expected the same classes in both splits of {root}, found {len(train.class_names)} for training and "

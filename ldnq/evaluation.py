@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from ldnq import graph
-from ldnq.errors import NetworkError
+from ldnq.errors import DataError, NetworkError
 from ldnq.preprocessing import Preprocessing
 
 
@@ -44,6 +44,8 @@ def evaluate(
     `class_subset` lists the outputs that stand for the dataset's classes where the network has more. Raises
     `NetworkError` where outputs and classes do not fit.
     """
+    if num_classes < 2:
+        raise DataError("expected at least two classes to tell apart, found one")
     metrics = [
         MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(fabric.device) for k in (1, 5)
     ]

@@ -86,10 +86,13 @@ def find_layers(module: nn.Module, example: Tensor) -> tuple[list[Layer], list[S
 def forward(module: nn.Module, batch: Tensor) -> Tensor:
     """`module(batch)`; what torch says of a network that does not fit becomes one line of `NetworkError`."""
     try:
-        return module(batch)
+        output = module(batch)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         message = " ".join(str(error).split())[:200]
         raise NetworkError(f"the network fails on a batch of shape {tuple(batch.shape)}: {message}") from error
+    if not isinstance(output, Tensor):
+        raise NetworkError(f"expected the network to return one tensor, got {type(output).__name__}")
+    return output
 
 
 class _Finished(Exception):

@@ -47,14 +47,15 @@ def build(model: str, model_args: Mapping[str, Any]) -> nn.Module:
     """The network with random weights; raises `NetworkError` where the factory does not take the arguments."""
     try:
         module = find_family(model).build(**model_args)
-    except (TypeError, ValueError) as error:
-        raise NetworkError(f"cannot build {model} with {dict(model_args)}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise NetworkError(f"cannot build {model} with {dict(model_args)}: {message}") from error
     if not isinstance(module, nn.Module):
         raise NetworkError(f"expected {model} to return a torch.nn.Module, got {type(module).__name__}")
     return module.eval()
 
 
-def load_network(config: NetworkConfig, data: DataConfig, dataset: DatasetFamily, num_classes: int) -> Network:
+def load_network(config: NetworkConfig, data: DataConfig, dataset: DatasetFamily, num_classes: int | None) -> Network:
     """The trained network that `config` asks for, for a dataset of `num_classes` classes.
 
     Weights come from `config.checkpoint`, else from `config.pretrained_dir`, the weights that ship, or torchvision.
@@ -63,7 +64,12 @@ def load_network(config: NetworkConfig, data: DataConfig, dataset: DatasetFamily
     tensors, card, source = _find_weights(config, family, dataset)
     model_args = dict(card.get("model_args", {})) | config.model_args
     if ":" not in config.model or config.num_classes:
-        model_args["num_classes"] = config.num_classes or card.get("num_classes", num_classes)
+        wanted = config.num_classes or model_args.get("num_classes") or card.get("num_classes", num_classes)
+        if wanted is None:
+            raise UsageError(
+                f"expected --num-classes for {config.model}: unlabelled images do not say how many there are"
+            )
+        model_args["num_classes"] = wanted
     module = build(config.model, model_args)
     if tensors is not None:
         checkpoints.load_into(module, tensors, source)
@@ -157,5 +163,5 @@ def _import_factory(model: str):
         sys.path.insert(0, "")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UsageError(f"cannot import {attribute} from {module_name} for --model {model}: {error}") from error

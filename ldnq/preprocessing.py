@@ -39,7 +39,7 @@ class Preprocessing:
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         """A picture as (3, image_size, image_size) uint8."""
-        image = image.convert("RGB")
+        image = to_rgb(image)
         if image.size != (self.image_size, self.image_size):
             image = _crop_centre(_resize_shorter(image, self.resize or self.image_size), self.image_size)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -65,12 +65,22 @@ class Preprocessing:
             raise UsageError(f"expected preprocessing with image_size, mean and std, got {dict(values)}") from error
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as RGB; transparency is dropped."""
+    if "transparency" in image.info:
+        # Straight to RGB, Pillow warns of palettes with transparent entries.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+# Both round as torchvision's transforms do, on which published accuracies rest.
+
+
 def _resize_shorter(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    factor = size / min(width, height)
-    return image.resize((max(size, round(width * factor)), max(size, round(height * factor))), Image.BILINEAR)
+    shorter = min(image.size)
+    return image.resize(tuple(size * side // shorter for side in image.size), Image.BILINEAR)
 
 
 def _crop_centre(image: Image.Image, size: int) -> Image.Image:
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))

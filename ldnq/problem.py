@@ -70,14 +70,12 @@ def project(
 
 def _best_start(values: Tensor, codebook: Codebook, axes: tuple[int, ...], starts: int = 24) -> Tensor:
     largest = values.abs().amax(axes, keepdim=True) / codebook.levels[-1]
-    largest = torch.where(largest > 0, largest, 1.0)
-    best = lowest = None
+    best = torch.ones_like(largest)
+    lowest = torch.full_like(largest, torch.inf)
     for fraction in torch.linspace(1 / starts, 1, starts).tolist():
-        scale = largest * fraction
+        scale = torch.where(largest > 0, largest * fraction, 1.0)
         rounded = scale * codebook.values(codebook.nearest(values / scale), values.dtype)
         error = (values - rounded).square().sum(axes, keepdim=True)
-        if best is None:
-            best, lowest = scale, error
-        else:
-            best, lowest = torch.where(error < lowest, scale, best), torch.minimum(error, lowest)
+        best = torch.where(error < lowest, scale, best)
+        lowest = torch.minimum(error, lowest)
     return best

@@ -15,11 +15,15 @@ from ldnq.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A parameter as `codes` (its shape, uint8) and `scale` (float32; one element, or one per output channel)."""
+    """A parameter as `codes` (its shape, uint8) and `scale` (flat float32; one element, or one per
+    output channel)."""
 
     codes: Tensor
     scale: Tensor
     codebook: Codebook
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", self.scale.flatten().float())
 
     def dequantize(self) -> Tensor:
         """`scale · levels[codes]`, float32 in the parameter's shape."""
@@ -95,12 +99,6 @@ class QuantizedModel:
                 raise NetworkError(
                     f"expected a parameter {name} of shape {tuple(weight.codes.shape)} in the network, found {found}"
                 )
-
-    def save(self, path) -> None:
-        """Write the canonical HDF5 file; see `ldnq.formats.h5.save`."""
-        from ldnq.formats import h5
-
-        h5.save(self, path)
 
     @property
     def float_bytes(self) -> int:

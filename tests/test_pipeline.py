@@ -45,7 +45,7 @@ def test_a_saved_network_gives_the_same_logits_bit_for_bit(tmp_path):
     network = Twice()
     x = torch.randn(40, 3, 8, 8)
     model = ldnq.quantize(network, [x], kbits=3)
-    model.save(tmp_path / "model.h5")
+    ldnq.save(model, tmp_path / "model.h5")
     loaded = ldnq.load(tmp_path / "model.h5", Twice())
     assert torch.equal(loaded.module(x), model.module(x))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldnq.errors import DataError
-from ldnq.preprocessing import Preprocessing
+from ldnq.preprocessing import Preprocessing, to_rgb
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 UNLABELLED = -1
@@ -71,17 +71,21 @@ class FileImages(Images):
         path = self.root / str(self.paths[index])
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return to_rgb(image)
         except FileNotFoundError as error:
             raise DataError(f"image {path} is gone: it was there when the folder was listed") from error
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"cannot decode image {path}: remove or replace it ({_one_line(error)})") from error
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\n".join(self.paths.tolist()).encode())
+        digest = hashlib.sha256("\n".join(self.paths.tolist()).encode(errors="surrogateescape"))
         # Sizes of a few hundred files tell two copies with equal names apart without touching a million.
         for index in np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int):
-            digest.update((self.root / str(self.paths[index])).stat().st_size.to_bytes(8, "little"))
+            path = self.root / str(self.paths[index])
+            try:
+                digest.update(path.stat().st_size.to_bytes(8, "little"))
+            except OSError as error:
+                raise DataError(f"image {path} is gone: it was there when the folder was listed") from error
         return digest.hexdigest()[:16]
 
 
@@ -102,7 +106,7 @@ def class_folders(root: Path) -> FileImages:
 
 def flat_folder(root: Path) -> FileImages:
     """The images directly in `root`, without labels."""
-    paths = sorted(path.name for path in root.iterdir() if path.suffix.lower() in EXTENSIONS)
+    paths = sorted(path.name for path in root.iterdir() if _is_image(path))
     if not paths:
         raise DataError(f"expected images or class folders in {root}, found none")
     return FileImages(root, paths, np.full(len(paths), UNLABELLED), ())
@@ -124,9 +128,18 @@ class Prepared(Dataset):
         return self.preprocessing.to_uint8(self.images.picture(index)), int(self.images.labels[index])
 
 
+class _Loader(DataLoader):
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            # A worker process hands its whole traceback back as the message; the last line is ours.
+            raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from error
+
+
 def loader(dataset: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
     """Batches of `dataset` in order."""
-    return DataLoader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0)
+    return _Loader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0)
 
 
 def in_memory(dataset: Prepared, workers: int = 0, progress=iter) -> tuple[Tensor, Tensor]:
@@ -143,8 +156,12 @@ def in_memory(dataset: Prepared, workers: int = 0, progress=iter) -> tuple[Tenso
 
 
 def _image_files(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in files)
+    files = (path.relative_to(folder) for path in folder.rglob("*") if _is_image(path))
+    return sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def _one_line(error: Exception) -> str:

@@ -144,8 +144,8 @@ def _read_blocks(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raw = {name: file[name][:] for name in ("header", *BLOCKS)}
         inflate = zlib.decompressobj()
         header = json.loads(inflate.decompress(raw.pop("header").tobytes(), MAX_HEADER))
-        version, digests = header["format_version"], header["sha256"]
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
+        version, digests = header["format_version"], dict(header["sha256"])
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
         raise CheckpointError(f"{path} is not a checkpoint of ldnq, or is damaged") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}, expected {FORMAT_VERSION}: use a matching ldnq")

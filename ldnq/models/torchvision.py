@@ -12,15 +12,19 @@ IMAGE_SIZE, RESIZE = 224, 256
 
 
 def _build(name: str, num_classes: int = 1000, **arguments) -> nn.Module:
-    # GoogLeNet and Inception initialise themselves slowly and warn unless told how.
     if name in ("googlenet", "inception_v3"):
-        arguments = {"init_weights": True, "aux_logits": False} | arguments
+        # Their published weights expect inputs scaled anew; without the first argument both warn.
+        arguments = {"init_weights": False, "transform_input": True} | arguments
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
 
 
 def _first_weights(name: str) -> str:
-    """The oldest published weights of a network (`IMAGENET1K_V1` for the ResNets, as in the L-DNQ paper)."""
-    return next(iter(torchvision.models.get_model_weights(name))).name
+    """The oldest published weights of a network (`IMAGENET1K_V1` for the ResNets, as in the L-DNQ paper).
+
+    Those named E2E need another network than the plain one of that name.
+    """
+    names = [weights.name for weights in torchvision.models.get_model_weights(name)]
+    return next((weights for weights in names if "E2E" not in weights), names[0])
 
 
 for _name in torchvision.models.list_models(module=torchvision.models):

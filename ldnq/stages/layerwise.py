@@ -98,12 +98,11 @@ class Layerwise:
 
     def _split(self, layer: Layer, solution: LayerSolution, with_bias: bool) -> dict[str, QuantizedWeight]:
         """The solution as parameters: the weight, and the bias where it was the last column."""
-        scale = solution.scale.flatten().float()
         d = solution.codes.shape[2] - with_bias
         weight = layer.to_weight(solution.codes[..., :d].contiguous())
-        weights = {layer.weight_name: QuantizedWeight(weight, scale, self.codebook)}
+        weights = {layer.weight_name: QuantizedWeight(weight, solution.scale, self.codebook)}
         if with_bias:
-            weights[layer.bias_name] = QuantizedWeight(solution.codes[..., d].flatten(), scale, self.codebook)
+            weights[layer.bias_name] = QuantizedWeight(solution.codes[..., d].flatten(), solution.scale, self.codebook)
         return weights
 
 

@@ -25,7 +25,8 @@ def _images():
 
 
 def _distance(state, x):
-    return float((state.student(x) - state.teacher(x)).square().mean())
+    with torch.no_grad():
+        return float((state.student(x) - state.teacher(x)).square().mean())
 
 
 def test_the_float_part_learns_to_make_up_for_the_quantized_part():

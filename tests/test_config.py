@@ -1,0 +1,168 @@
+"""Options become one configuration, the configuration a file, and the file the same options again."""
+
+import json
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from ldnq.config import (
+    CalibrationConfig,
+    DataConfig,
+    NetworkConfig,
+    RecipeConfig,
+    RunConfig,
+    RuntimeConfig,
+    read_options,
+)
+from ldnq.errors import UsageError
+
+OPTIONS = {
+    "model": "resnet20",
+    "model_args": {"width": 32, "option": "B"},
+    "num_classes": 12,
+    "checkpoint": "weights.th",
+    "pretrained_dir": "elsewhere",
+    "dataset": "cifar10",
+    "data_root": "/data/cifar",
+    "download": True,
+    "image_size": 40,
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.4, 0.5, 0.6),
+    "ratio": 0.02,
+    "samples": 50,
+    "seed": 3,
+    "stratified": True,
+    "resample": True,
+    "calibration": "set.h5",
+    "preset": "fast",
+    "method": "ldnq",
+    "kbits": 7,
+    "solver": "nearest",
+    "scale": "channel",
+    "quantize_bias": True,
+    "skip": ("conv1", "linear"),
+    "keep_first_last": True,
+    "training": False,
+    "device": "cuda:1",
+    "precision": "bf16",
+    "batch_size": 16,
+    "workers": 2,
+    "threads": 1,
+}
+
+
+def test_every_option_finds_its_part():
+    config = RunConfig.from_options(OPTIONS)
+    found = {name: value for table in config.to_dict().values() for name, value in table.items()}
+    assert found == OPTIONS
+    assert config.network.model_args == {"width": 32, "option": "B"}
+    assert config.data.image_size == 40
+    assert config.calibration.seed == 3
+    assert config.recipe.kbits == 7
+    assert config.runtime.device == "cuda:1"
+
+
+def test_a_part_of_the_options_leaves_the_rest_at_their_defaults():
+    config = RunConfig.from_options({"model": "resnet20", "kbits": 5})
+    assert config == RunConfig(
+        NetworkConfig("resnet20"), DataConfig(), CalibrationConfig(), RecipeConfig(kbits=5), RuntimeConfig()
+    )
+
+
+def test_options_of_other_commands_are_passed_over():
+    assert RunConfig.from_options({"model": "resnet20", "as_json": True}) == RunConfig.from_options(
+        {"model": "resnet20"}
+    )
+
+
+@pytest.mark.parametrize("options", [OPTIONS, {"model": "resnet20"}], ids=["all", "defaults"])
+def test_a_configuration_survives_its_file(tmp_path, options):
+    config = RunConfig.from_options(options)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert RunConfig.from_options(read_options(path)) == config
+
+
+def test_a_configuration_never_changes():
+    config = RunConfig.from_options(OPTIONS)
+    with pytest.raises(FrozenInstanceError):
+        config.recipe.kbits = 3
+
+
+def test_sequences_become_tuples():
+    assert DataConfig(mean=[0.1, 0.2, 0.3]).mean == (0.1, 0.2, 0.3)
+    assert RecipeConfig(skip=["conv1"]).skip == ("conv1",)
+
+
+@pytest.mark.parametrize("kbits", [3, 5, 7, 9, 11])
+def test_the_known_numbers_of_levels_are_taken(kbits):
+    assert RecipeConfig(kbits=kbits).kbits == kbits
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("ratio", 0.0, "expected a ratio above 0 and at most 1, got 0.0"),
+        ("ratio", 1.01, "expected a ratio above 0 and at most 1, got 1.01"),
+        ("ratio", -0.5, "expected a ratio above 0"),
+        ("ratio", float("nan"), "expected a ratio above 0"),
+        ("samples", 0, "expected at least 1 calibration image, got --samples 0"),
+        ("samples", -3, "expected at least 1 calibration image"),
+        ("seed", -1, "seed"),
+        ("kbits", 4, "expected kbits of 3, 5, 7, 9, 11, got 4"),
+        ("kbits", 13, "expected kbits of 3, 5, 7, 9, 11, got 13"),
+        ("scale", "row", "expected a scale of layer or channel, got 'row'"),
+        ("precision", "16", "expected a precision of auto, 32, bf16, got '16'"),
+        ("batch_size", 0, "expected a batch size of at least 1, got 0"),
+        ("workers", -1, "expected no negative workers or threads, got -1 and 0"),
+        ("threads", -2, "expected no negative workers or threads, got 0 and -2"),
+    ],
+    ids=[
+        "ratio-zero", "ratio-above-one", "ratio-negative", "ratio-nan", "samples-zero", "samples-negative",
+        "seed-negative", "kbits-even", "kbits-too-many", "scale", "precision", "batch-size", "workers", "threads",
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_used_is_refused_in_one_line(option, value, expected):
+    with pytest.raises(UsageError) as error:
+        RunConfig.from_options({"model": "resnet20", option: value})
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot read configuration .*absent\.json: No such file"):
+        read_options(tmp_path / "absent.json")
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    with pytest.raises(UsageError, match="cannot read configuration"):
+        read_options(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"kbits: 3", b"[]", b"{}", b"3", b'{"network": {"model": "resnet20"}}', b"\xff\xfe\x00", b"null"],
+    ids=["empty", "not-json", "list", "no-parts", "number", "one-part", "binary", "null"],
+)
+def test_another_file_is_not_taken_for_a_configuration(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"expected a config\.json written by 'ldnq quantize' in .*found another"):
+        read_options(path)
+
+
+def test_a_part_that_is_no_table_is_not_taken_for_a_configuration(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(RunConfig.from_options(OPTIONS).to_dict() | {"recipe": "paper"}))
+    with pytest.raises(UsageError, match="found another file"):
+        read_options(path)
+
+
+def test_options_of_a_later_version_are_named(tmp_path):
+    tables = RunConfig.from_options(OPTIONS).to_dict()
+    tables["recipe"]["sparsity"] = 0.5
+    tables["data"]["colour"] = "grey"
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tables))
+    with pytest.raises(UsageError, match="options that this version does not know: colour, sparsity"):
+        read_options(path)

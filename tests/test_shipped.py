@@ -1,0 +1,39 @@
+"""What the documents say is what the files hold."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import ldnq as package
+from ldnq import checkpoints
+
+CHECKOUT = Path(package.__file__).parent.parent
+pytestmark = pytest.mark.skipif(not (CHECKOUT / "pretrained").is_dir(), reason="needs a checkout")
+WEIGHTS = sorted((CHECKOUT / "pretrained").glob("*.safetensors"))
+
+
+def test_the_readme_shows_the_table_that_the_benchmark_wrote():
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- benchmarks/paper.md -->\n(.*)<!-- end -->", readme, re.DOTALL).group(1)
+    assert shown == (CHECKOUT / "benchmarks" / "paper.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
+def test_every_model_card_says_what_the_header_says(path):
+    card = checkpoints.read(path)[1]
+    listed = (CHECKOUT / "pretrained" / "README.md").read_text(encoding="utf-8")
+    (row,) = (line for line in listed.splitlines() if f"`{path.name}`" in line)
+    assert f"| {card['top1']:.2f} |" in row
+    assert f"`{card['command']}`" in row
+    assert f"| {card['test_images']:,} |" in row
+
+
+def test_the_digits_network_is_as_accurate_as_its_card_says(workdir):
+    from ldnq.config import RunConfig
+    from ldnq.pipeline import evaluate_network
+
+    metrics = evaluate_network(RunConfig.from_options({"model": "resnet20", "dataset": "digits", "device": "cpu"}))
+    card = checkpoints.read(CHECKOUT / "pretrained/resnet20-digits.safetensors")[1]
+    # Other processors round differently: one image of 450 is 0.22.
+    assert metrics["top1"] == pytest.approx(card["top1"], abs=0.3)
