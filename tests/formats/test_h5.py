@@ -507,7 +507,7 @@ def test_a_save_that_fails_leaves_the_old_file(saved, spoil):
 
 def test_a_save_replaces_the_old_file_whole(saved):
     other = _small_model()
-    other.save(str(saved))
+    h5.save(other, str(saved))
     _assert_same_weights(h5.load(str(saved), SmallNet()).weights, other.weights)
 
 
