@@ -131,7 +131,7 @@ class CalibrationImages:
     """The images themselves, in memory: what stages learn from.
 
     `images` (n, …) in any units, `normalize` takes a batch on `device` to the network's units, `augmentation` makes
-    random views of a batch before that.
+    random views of a batch before that. `batch_size` bounds the memory of passes that do not train.
     """
 
     images: Tensor
@@ -148,10 +148,10 @@ class CalibrationImages:
         for batch in self.images.split(self.batch_size):
             yield self.normalize(batch.to(self.device))
 
-    def random_batches(self, generator: torch.Generator) -> Iterator[Tensor]:
+    def random_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Shuffled and augmented batches without end; the last of a round may be smaller."""
         while True:
-            for chosen in torch.randperm(len(self.images), generator=generator).split(self.batch_size):
+            for chosen in torch.randperm(len(self.images), generator=generator).split(batch_size):
                 batch = self.images[chosen].to(self.device)
                 yield self.normalize(self.augmentation(batch, generator) if self.augmentation else batch)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldnq.errors import CheckpointError
@@ -44,7 +44,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     """Write a safetensors file with the model `card` in its header."""
     with replacing(path) as temporary:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, {"ldnq": json.dumps(card)})
+        # save_file would make a file that only its owner may read.
+        data = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, {"ldnq": json.dumps(card)})
+        temporary.write_bytes(data)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -46,10 +46,10 @@ class RunResult:
 def run(config: RunConfig, output: Path | None = None) -> RunResult:
     """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`."""
     started = time.perf_counter()
-    config = replace(config, recipe=fill_in(config.recipe))
     dataset = resolve_dataset(
         config.data.dataset, find_family(config.network.model).default_dataset, config.network.model
     )
+    config = replace(config, data=replace(config.data, dataset=dataset.name), recipe=fill_in(config.recipe))
     fabric = runtime.start(config.runtime)
     data = load_data(config.data, dataset)
     network = load_network(config.network, config.data, dataset, data.num_classes)

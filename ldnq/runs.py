@@ -29,11 +29,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
-        """A new folder at `path`; raises `UsageError` where it cannot be, or holds a run already."""
+        """A folder at `path`, new or of a run that did not end; raises `UsageError` where it cannot be or one did."""
         if path.exists() and not path.is_dir():
             raise UsageError(f"expected a folder to write the run to, found the file {path}: use another --output")
-        if (path / "config.json").exists():
-            raise UsageError(f"{path} holds a run already: use another --output")
+        if (path / "metrics.json").exists():
+            raise UsageError(f"{path} holds a finished run: use another --output")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

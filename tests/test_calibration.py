@@ -291,7 +291,7 @@ def test_batches_are_all_images_once_in_order_and_normalized():
 
 
 def test_random_batches_go_round_after_round_through_all_images():
-    stream = held(10).random_batches(torch.Generator().manual_seed(0))
+    stream = held(10).random_batches(4, torch.Generator().manual_seed(0))
     rounds = [torch.cat([next(stream) for _ in range(3)])[:, 0, 0, 0] * 2 for _ in range(2)]
     assert all(sorted(order.tolist()) == list(range(10)) for order in rounds)
     assert rounds[0].tolist() != rounds[1].tolist()
@@ -299,7 +299,7 @@ def test_random_batches_go_round_after_round_through_all_images():
 
 def test_random_batches_repeat_with_the_seed_and_are_augmented():
     def first(augmentation):
-        return next(held(10, augmentation).random_batches(torch.Generator().manual_seed(0)))
+        return next(held(10, augmentation).random_batches(4, torch.Generator().manual_seed(0)))
 
     assert torch.equal(first(Augmentation(8)), first(Augmentation(8)))
     plain, shifted = first(None), first(Augmentation(8))

@@ -51,9 +51,15 @@ def test_unlabelled_training_images_with_labelled_test_images_have_the_classes_o
 
 
 def test_a_known_dataset_has_its_own_number_of_classes(tmp_path):
-    root = write_images(tmp_path, "train/n01440764", "val/n01440764")
-    data = load_data(DataConfig("imagenet", str(root)), datasets.get("imagenet"))
-    assert data.num_classes == 1000
+    root = write_images(tmp_path, *(f"{split}/{label}" for split in ("train", "test") for label in range(10)))
+    assert load_data(DataConfig("cifar10", str(root)), datasets.get("cifar10")).num_classes == 10
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenette", "imagenet"])
+def test_a_known_dataset_with_another_number_of_classes_is_refused(tmp_path, name):
+    root = write_images(tmp_path, "train/n01440764", "train/n01440765", "val/n01440764", "val/n01440765")
+    with pytest.raises(DataError, match=rf"expected the \d+ classes of {name} in .*, found 2"):
+        load_data(DataConfig(name, str(root)), datasets.get(name))
 
 
 def test_digits_need_no_folder(tmp_path, monkeypatch):

@@ -94,9 +94,9 @@ def test_the_users_own_folder_comes_before_the_weights_that_ship(elsewhere):
 
 def test_without_weights_the_message_says_which_file_to_put_where(elsewhere):
     with pytest.raises(CheckpointError) as error:
-        load(NetworkConfig("resnet20", pretrained_dir="store"), CIFAR10)
+        load(NetworkConfig("resnet44", pretrained_dir="store"), CIFAR10)
     assert str(error.value) == (
-        "no weights for resnet20 on cifar10: put resnet20-cifar10.safetensors (or .pt, .pth, .th) into store/, "
+        "no weights for resnet44 on cifar10: put resnet44-cifar10.safetensors (or .pt, .pth, .th) into store/, "
         "give --checkpoint, or train them with 'ldnq train'"
     )
 

@@ -27,6 +27,7 @@ class Cascade:
     max_epochs: int = 8
     patience: int = 2
     gain: float = 0.01
+    batch_size: int = 128
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -41,8 +42,8 @@ class Cascade:
         for module in state.student.modules():
             # Batch norm alone: dropout would only blur the target.
             module.train(isinstance(module, _BatchNorm))
-        losses = self._losses(state, optimizer, calibration.random_batches(generator))
-        steps = -(-len(calibration) // calibration.batch_size)
+        losses = self._losses(state, optimizer, calibration.random_batches(self.batch_size, generator))
+        steps = -(-len(calibration) // self.batch_size)
         best, stale = float("inf"), 0
         for _ in range(self.max_epochs):
             mean = sum(islice(losses, steps)) / steps

@@ -6,7 +6,7 @@ import torchvision
 
 from ldnq.models import models
 
-SOME = ["alexnet", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "resnet18", "resnet50",
+SOME = ["alexnet", "densenet121", "efficientnet_b0", "mobilenet_v2", "resnet18", "resnet50",
         "squeezenet1_1", "vgg16_bn", "vit_b_16", "vit_h_14"]  # fmt: skip
 
 
@@ -23,6 +23,15 @@ def test_a_network_has_as_many_parameters_as_its_published_weights(name):
     with torch.device("meta"):
         module = family.build(num_classes=1000)
     assert sum(parameter.numel() for parameter in module.parameters()) == published.meta["num_params"]
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_side_branches_have_them_for_their_published_weights(name):
+    family = models.get(name)
+    with torch.device("meta"):
+        module = family.build(num_classes=1000)
+    assert any(key.startswith(("aux1.", "AuxLogits.")) for key in module.state_dict())
+    assert module.transform_input
 
 
 def test_names_of_the_weights_are_torchvisions():

@@ -33,7 +33,7 @@ def test_the_float_part_learns_to_make_up_for_the_quantized_part():
     state, images = _state(), _images()
     before = copy.deepcopy(state.student.state_dict())
     start = _distance(state, images.images)
-    Cascade(max_epochs=60, lr=0.05, patience=60)(state, images, torch.Generator())
+    Cascade(max_epochs=60, batch_size=32, lr=0.05, patience=60)(state, images, torch.Generator())
     after = state.student.state_dict()
     assert _distance(state, images.images) < 0.5 * start
     assert torch.equal(after["0.weight"], before["0.weight"])
@@ -54,10 +54,10 @@ def test_training_ends_when_the_loss_stops_falling():
     state = _state()
     steps = []
     state.student[0].register_forward_hook(lambda *_: steps.append(1))
-    Cascade(max_epochs=50, lr=1e-12, patience=2, weight_decay=0)(state, _images(), torch.Generator())
+    Cascade(max_epochs=50, batch_size=32, lr=1e-12, patience=2, weight_decay=0)(state, _images(), torch.Generator())
     assert len(steps) < 50 * 2
     steps.clear()
-    Cascade(max_epochs=5, lr=1e-2, patience=50)(state, _images(), torch.Generator())
+    Cascade(max_epochs=5, batch_size=32, lr=1e-2, patience=50)(state, _images(), torch.Generator())
     assert len(steps) == 5 * 2
 
 

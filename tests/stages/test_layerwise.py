@@ -88,7 +88,8 @@ def test_the_reported_error_is_that_of_the_output():
     state = QuantizationState(copy.deepcopy(network), network)
     calibration = CalibrationImages(images, lambda batch: batch, None, 16, torch.device("cpu"))
     state = Layerwise(Admm(), TERNARY)(state, calibration, torch.Generator())
-    target, found = (n[:4](images) - n[3].bias[:, None, None] for n in (network, state.student))
+    with torch.no_grad():
+        target, found = (n[:4](images) - n[3].bias[:, None, None] for n in (network, state.student))
     expected = (target - found).square().sum() / target.square().sum()
     assert state.results[1].relative_error == pytest.approx(float(expected), rel=1e-4)
 
