@@ -19,13 +19,19 @@ class Moments:
     teacher's outputs without bias (rows, positions).
 
     `gram` E[X Xᵀ] (groups, d, d); `mean` E[X] (groups, d, 1); `cross` E[Y Xᵀ] (groups, rows, d); `energy` E‖y‖² of
-    all rows together.
+    all rows together; `positions` counts the columns.
     """
 
     gram: Tensor
     mean: Tensor
     cross: Tensor
     energy: float
+    positions: int
+
+    @property
+    def dead_inputs(self) -> int:
+        """How many inputs are zero at every position: their weights do not matter."""
+        return int((self.gram.diagonal(dim1=-2, dim2=-1) == 0).sum())
 
     @property
     def gram_with_ones(self) -> Tensor:
@@ -66,7 +72,7 @@ def gather_moments(student: nn.Module, teacher: nn.Module, layer: Layer, batches
                     total += x.sum(2, keepdim=True)
                     energy += float(y.double().square().sum())
                     positions += x.shape[-1]
-    return Moments(gram / positions, total / positions, cross / positions, energy / positions)
+    return Moments(gram / positions, total / positions, cross / positions, energy / positions, positions)
 
 
 def _slices(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Iterable[tuple[Tensor, Tensor]]:

@@ -43,7 +43,11 @@ def inspect_command(file: Path, as_json: bool) -> None:
         ],
         ("parameter", "shape", "levels", "scale min", "scale max", "zeros"),
     )
-    console.table([(name.replace("_", " "), value) for name, value in (summary | provenance).items()])
+    console.table([(name.replace("_", " "), _text(value)) for name, value in (summary | provenance).items()])
+
+
+def _text(value) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _row(name, weight) -> tuple:

@@ -77,6 +77,7 @@ class Layerwise:
     def _quantize(self, state: QuantizationState, layer: Layer, calibration: CalibrationImages) -> LayerResult:
         started = time.perf_counter()
         moments = gather_moments(state.student, state.teacher, layer, calibration.batches())
+        _remark(layer, moments)
         weight = state.student.get_parameter(layer.weight_name)
         target = layer.to_matrix(weight.detach().double())
         gram = moments.gram
@@ -104,6 +105,19 @@ class Layerwise:
         if with_bias:
             weights[layer.bias_name] = QuantizedWeight(solution.codes[..., d].flatten(), solution.scale, self.codebook)
         return weights
+
+
+def _remark(layer: Layer, moments: Moments) -> None:
+    """Log what makes the Gram matrix singular; the solvers cope."""
+    if moments.dead_inputs:
+        log.info("%s: %d of %d inputs are always zero", layer.name, moments.dead_inputs, moments.mean.numel())
+    if moments.positions < moments.gram.shape[-1]:
+        log.info(
+            "%s: %d positions for %d inputs leave its Gram matrix singular: more calibration images would help",
+            layer.name,
+            moments.positions,
+            moments.gram.shape[-1],
+        )
 
 
 def _result(

@@ -118,3 +118,17 @@ def test_a_pattern_without_a_match_is_refused():
 def test_a_network_without_layers_is_refused():
     with pytest.raises(NetworkError, match="at least one Conv2d or Linear"):
         _quantize(nn.Sequential(nn.ReLU(), nn.Flatten()))
+
+
+def test_dead_inputs_and_too_few_positions_are_said_aloud(caplog):
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    with torch.no_grad():
+        network[0].weight[2] = 0
+        network[0].bias[2] = -1
+    images = CalibrationImages(torch.randn(4, 6), lambda batch: batch, None, 16, torch.device("cpu"))
+    state = QuantizationState(copy.deepcopy(network), network)
+    with caplog.at_level("INFO", logger="ldnq"):
+        state = Layerwise(Admm(), TERNARY, quantize_bias=False)(state, images, torch.Generator())
+    assert "0: 4 positions for 6 inputs leave its Gram matrix singular" in caplog.text
+    assert "2: 1 of 5 inputs are always zero" in caplog.text
+    assert all(torch.isfinite(weight.scale).all() for weight in state.weights.values())
