@@ -1,17 +1,21 @@
 """L-DNQ as published (`--preset paper`) beside the paper's own figures.
 
+    pip install ".[benchmarks]"
     python benchmarks/paper.py --data-root cifar10=DIR --data-root imagenette=DIR
 
 runs what `paper.json` does not hold yet, one row per network, number of levels and seed of the calibration draw, and
 rewrites `paper.md` and `paper.svg` from it. It can be stopped at any time and goes on where it was.
 """
 
+import hashlib
 import json
 import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
+import matplotlib
+from matplotlib import pyplot
 
 from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RecipeConfig, RunConfig, RuntimeConfig
 from ldnq.files import write_json, write_text
@@ -46,29 +50,41 @@ KEPT = (
 @click.option("--run/--no-run", default=True, help="Only rewrite the table and the plot.")
 def main(roots: tuple[str, ...], only: str | None, run: bool) -> None:
     """Complete the rows, then write the table and the plot."""
+    if not all("=" in root for root in roots):
+        raise click.UsageError(f"expected --data-root DATASET=DIR, got {' '.join(roots)}")
     folders = dict(root.split("=", 1) for root in roots)
     rows = json.loads(ROWS.read_text()) if ROWS.exists() else []
+    # Rows of weights that have been trained anew since are not worth keeping.
+    rows = [row for row in rows if row["weights"] == digest(row["model"], row["dataset"])]
     done = {(row["model"], row["dataset"], row["kbits"], row["seed"]) for row in rows}
     # Seed by seed, so that a table of all configurations comes early.
     for seed in SEEDS if run else ():
         for model, dataset, kbits, image_size, _ in CONFIGURATIONS:
-            if (model, dataset, kbits, seed) in done or dataset not in folders or only not in (None, model):
+            weights = digest(model, dataset)
+            wanted = dataset in folders and only in (None, model) and (model, dataset, kbits, seed) not in done
+            if weights is None or not wanted:
                 continue
             metrics = measure(model, dataset, kbits, image_size, seed, folders[dataset])
             click.echo(f"{model} {dataset} {kbits} levels, seed {seed}: drop {metrics['top1_drop']:.2f}")
-            rows.append({name: metrics[name] for name in KEPT})
+            rows.append({"weights": weights} | {name: metrics[name] for name in KEPT})
             write_json(ROWS, rows)
     write_text(HERE / "paper.md", table(rows))
     plot(rows, HERE / "paper.svg")
 
 
-def measure(model: str, dataset: str, kbits: int, image_size: int | None, seed: int, folder: str) -> dict:
+def digest(model: str, dataset: str) -> str | None:
+    """Of the weights that ship; None where there are none."""
+    path = HERE.parent / "pretrained" / f"{model}-{dataset}.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
+
+
+def measure(model: str, dataset: str, kbits: int, image_size: int | None, seed: int, data_root: str) -> dict:
     """The metrics of one run."""
     from ldnq.pipeline import run
 
     config = RunConfig(
         NetworkConfig(model),
-        DataConfig(dataset, folder, image_size=image_size),
+        DataConfig(dataset, data_root, image_size=image_size),
         CalibrationConfig(samples=SAMPLES, seed=seed),
         RecipeConfig(preset="paper", kbits=kbits),
         RuntimeConfig(),
@@ -97,12 +113,7 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], path: Path) -> None:
     """Top-1 of resnet20 against the number of levels, each seed a dot."""
-    import matplotlib
-
-    matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "ldnq"
-    from matplotlib import pyplot
-
     rows = [row for row in rows if row["model"] == "resnet20"]
     if not rows:
         return

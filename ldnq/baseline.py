@@ -1,20 +1,21 @@
 """Float baselines: trained, measured, and written as weights with a model card in their header."""
 
+import copy
 import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ldnq
-from ldnq import checkpoints, runtime
+from ldnq import checkpoints, graph, runtime
 from ldnq.augmentation import SMALL, Augmentation
 from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.errors import DataError, UsageError
+from ldnq.errors import DataError, NetworkError, UsageError
 from ldnq.network import build, decide_preprocessing, find_family
 from ldnq.pipeline import measure
 from ldnq.preprocessing import Preprocessing
@@ -49,11 +50,13 @@ def train(
     folder = output or Path("results") / f"train-{name}"
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"expected a folder to write to, found the file {folder}: use another --output")
+    _check_outputs(module, preprocessing, data.num_classes)
     fabric = runtime.start(config.runtime, training=True)
     images, labels = _load(data, preprocessing, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, dataset.flip)
     state = folder / "state.pt"
-    trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, compiled)
+    subject = f"{config.network.model} {model_args} on {dataset.name} {data.train.fingerprint()} as {preprocessing}"
+    trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, subject, compiled)
     if trainer.resume():
         log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
     trainer.run(
@@ -85,6 +88,17 @@ def train(
     path = folder / f"{name}.safetensors"
     checkpoints.write(path, weights, card)
     return path, card
+
+
+def _check_outputs(module: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:
+    """Raise `NetworkError` before hours of training rather than after."""
+    size = preprocessing.image_size
+    # On a copy: a pass in training mode moves batch-norm statistics.
+    logits = graph.forward(copy.deepcopy(module).train(), torch.zeros(2, 3, size, size))
+    if logits.shape != (2, num_classes):
+        raise NetworkError(
+            f"expected one output for each of the {num_classes} classes, found outputs of shape {tuple(logits.shape)}"
+        )
 
 
 def _load(data: Data, preprocessing: Preprocessing, workers: int) -> tuple[Tensor, Tensor]:

@@ -153,7 +153,9 @@ class CalibrationImages:
         while True:
             for chosen in torch.randperm(len(self.images), generator=generator).split(batch_size):
                 batch = self.images[chosen].to(self.device)
-                yield self.normalize(self.augmentation(batch, generator) if self.augmentation else batch)
+                with torch.autocast(self.device.type, enabled=False):
+                    batch = self.normalize(self.augmentation(batch, generator) if self.augmentation else batch)
+                yield batch
 
 
 def _stratified(labels: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:

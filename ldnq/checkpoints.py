@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ldnq.errors import CheckpointError
+from ldnq.errors import CheckpointError, shorten
 from ldnq.files import replacing
 
 # Where training scripts put the state dict, and what wrappers put before every key.
@@ -45,7 +45,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) ->
     """Write a safetensors file with the model `card` in its header."""
     with replacing(path) as temporary:
         # save_file would make a file that only its owner may read.
-        data = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()}, {"ldnq": json.dumps(card)})
+        data = safetensors.torch.save(
+            {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()},
+            {"ldnq": json.dumps(card)},
+        )
         temporary.write_bytes(data)
 
 
@@ -64,7 +67,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(found.values()):
-        parts = "; ".join(f"{what}: {_shorten(names)}" for what, names in found.items() if names)
+        parts = "; ".join(f"{what}: {shorten(names)}" for what, names in found.items() if names)
         raise CheckpointError(f"{source} belongs to another network or number of classes: {parts}")
     module.load_state_dict(own | given)
 
@@ -96,7 +99,3 @@ def _without_prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
 
 def _is_state_dict(content: Mapping) -> bool:
     return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-
-
-def _shorten(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -41,6 +41,8 @@ class CommandFiles(click.Group):
             _fail(" ".join(error.format_message().split()) + hint, 2)
         except LdnqError as error:
             _fail(" ".join(str(error).split()), 2)
+        except OSError as error:
+            _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
         except (click.Abort, KeyboardInterrupt):
             _fail("interrupted", 130)
 

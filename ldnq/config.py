@@ -8,6 +8,7 @@ from typing import Any
 
 from ldnq.errors import UsageError
 
+METHODS = ("ldnq",)
 KBITS = (3, 5, 7, 9, 11)
 SCALES = ("layer", "channel")
 PRECISIONS = ("auto", "32", "bf16")
@@ -75,9 +76,17 @@ class RecipeConfig:
     skip: tuple[str, ...] = ()
     keep_first_last: bool = False
     training: bool = True
+    cascade_epochs: int | None = None
+    cascade_lr: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip", tuple(self.skip))
+        if self.method not in METHODS:
+            raise UsageError(f"expected a method of {', '.join(METHODS)}, got {self.method!r}")
+        if self.cascade_epochs is not None and self.cascade_epochs < 0:
+            raise UsageError(f"expected no negative number of cascade epochs, got {self.cascade_epochs}")
+        if self.cascade_lr is not None and not self.cascade_lr > 0:
+            raise UsageError(f"expected a positive learning rate of the cascade, got {self.cascade_lr}")
         if self.kbits not in KBITS:
             raise UsageError(f"expected kbits of {', '.join(map(str, KBITS))}, got {self.kbits}")
         if self.scale not in (None, *SCALES):

@@ -12,10 +12,10 @@ from ldnq.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class Data:
-    """The training images of a dataset, and its test images where it has labelled ones."""
+    """The training images of a dataset if they were asked for, and its test images where it has labelled ones."""
 
     family: DatasetFamily
-    train: Images
+    train: Images | None
     test: Images | None
 
     @property
@@ -26,18 +26,23 @@ class Data:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, empty where unknown."""
-        return self.train.class_names or (self.test.class_names if self.test else ())
+        return next((images.class_names for images in (self.train, self.test) if images and images.labelled), ())
 
 
-def load_data(config: DataConfig, family: DatasetFamily) -> Data:
-    """Both splits of a dataset; raises `DataError` where its folder or images are missing."""
+def load_data(config: DataConfig, family: DatasetFamily, *, training: bool = True) -> Data:
+    """The splits of a dataset, the test images alone without `training`.
+
+    Raises `DataError` where its folder or images are missing or its classes are not those expected.
+    """
     root = find_root(config, family)
-    train = family.load(root, "train", config.download)
+    train = family.load(root, "train", config.download) if training else None
     test = family.load(root, "test", config.download)
     expected = family.num_classes
-    if expected and len(train.class_names) != expected:
-        raise DataError(f"expected the {expected} classes of {family.name} in {root}, found {len(train.class_names)}")
-    if test is not None and train.labelled and test.class_names != train.class_names:
+    for images in (train, test):
+        if expected and images and len(images.class_names) != expected:
+            found = len(images.class_names)
+            raise DataError(f"expected the {expected} classes of {family.name} in {root}, found {found}")
+    if test and train and train.labelled and test.class_names != train.class_names:
         raise DataError(
             f"expected the same classes in both splits of {root}, found {len(train.class_names)} for training and "
             f"{len(test.class_names)} for testing"

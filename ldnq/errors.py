@@ -1,5 +1,12 @@
 """Errors that a user can mend. Each message is one line: what was expected, what was found, what to do."""
 
+from collections.abc import Sequence
+
+
+def shorten(names: Sequence[str], most: int = 4) -> str:
+    """The first names and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
 
 class LdnqError(Exception):
     """Base of every error that ldnq raises on purpose; the command line prints it and exits with code 2."""

@@ -173,8 +173,10 @@ def _why_float(child: nn.Module, calls: int, owner: str | None) -> str:
         return f"{type(child).__name__} is not a Conv2d or Linear layer"
     if any(getattr(type(child), method) is not getattr(base, method) for method in METHODS[base]):
         return f"{type(child).__name__} computes its output in a way of its own"
+    if "weight" not in child._parameters:
+        return "its weight is computed by a hook"
     if hasattr(child, "parametrizations"):
         return "its weight is computed by a parametrization"
     if owner is not None:
         return f"it shares its weight with {owner}"
-    return "" if calls else "it is never called in a forward pass"
+    return "" if calls else "it is never called as a module in a forward pass"

@@ -59,6 +59,7 @@ def gather_moments(student: nn.Module, teacher: nn.Module, layer: Layer, batches
     gram = torch.zeros(layer.groups, d, d, dtype=torch.float64, device=weight.device)
     cross = torch.zeros(layer.groups, rows, d, dtype=torch.float64, device=weight.device)
     total = torch.zeros(layer.groups, d, 1, dtype=torch.float64, device=weight.device)
+    teacher_layer = teacher.get_submodule(layer.name)
     energy, positions = 0.0, 0
     for batch in batches:
         student_calls = graph.run_to(student, layer, batch)
@@ -66,7 +67,7 @@ def gather_moments(student: nn.Module, teacher: nn.Module, layer: Layer, batches
         for (inputs, _), (_, outputs) in zip(student_calls, teacher_calls, strict=True):
             # The network may run in bfloat16; the sums may not.
             with torch.autocast(inputs.device.type, enabled=False):
-                for x, y in _slices(student.get_submodule(layer.name), inputs, outputs):
+                for x, y in _slices(student.get_submodule(layer.name), teacher_layer, inputs, outputs):
                     gram += x @ x.mT
                     cross += y @ x.mT
                     total += x.sum(2, keepdim=True)
@@ -75,10 +76,12 @@ def gather_moments(student: nn.Module, teacher: nn.Module, layer: Layer, batches
     return Moments(gram / positions, total / positions, cross / positions, energy / positions, positions)
 
 
-def _slices(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Columns of inputs and outputs for a few samples at a time, float32."""
+def _slices(
+    layer: nn.Module, teacher_layer: nn.Module, inputs: Tensor, outputs: Tensor
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Columns of the student's inputs and the teacher's outputs for a few samples at a time, float32."""
     positions = outputs[0].numel() // layer.weight.shape[0]
     columns = layer.weight[0].numel() * getattr(layer, "groups", 1)
     step = max(1, MAX_ENTRIES // (columns * positions))
     for x, y in zip(inputs.split(step), outputs.split(step)):
-        yield graph.unfold(layer, x).float(), graph.outputs_as_matrix(layer, y).float()
+        yield graph.unfold(layer, x).float(), graph.outputs_as_matrix(teacher_layer, y).float()

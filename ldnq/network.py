@@ -143,6 +143,7 @@ def _published_card(weights) -> dict[str, Any]:
             "resize": transforms.resize_size[0],
             "mean": transforms.mean,
             "std": transforms.std,
+            "interpolation": transforms.interpolation.value,
         },
     }
 

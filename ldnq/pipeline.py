@@ -56,6 +56,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     calibration, _ = load_or_draw(data.train, dataset.name, config.calibration)
     folder = RunFolder.create(output or default_folder(config.network.model, dataset.name, config.recipe.kbits))
     folder.write_config(config)
+    log.info("levels: %s (%d values)", Codebook.power_of_two(config.recipe.kbits), config.recipe.kbits)
 
     network.module.to(fabric.device)
     teacher_accuracy = measure(
@@ -63,7 +64,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     )
     _check_teacher(teacher_accuracy, network)
     images = _calibration_images(calibration, data, network.preprocessing, config, fabric)
-    with fabric.autocast():
+    with runtime.autocast(fabric, config.runtime):
         state = apply_stages(network.module, images, config.recipe, config.calibration.seed)
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
@@ -97,30 +98,22 @@ def quantize(
     batches: Iterable[Tensor | tuple[Tensor, ...]],
     kbits: int = 3,
     *,
-    preset: str = "paper",
-    solver: str | None = None,
-    scale: str | None = None,
-    skip: tuple[str, ...] = (),
-    keep_first_last: bool = False,
-    quantize_bias: bool = False,
-    training: bool = True,
     batch_size: int = 128,
     seed: int = 0,
+    **options: Any,
 ) -> QuantizedModel:
     """A quantized copy of any network, from a small sample of its inputs; `module` itself is left as it is.
 
     `batches` yields inputs as the network takes them (n, …), or tuples that start with them, such as a `DataLoader`
-    gives; the other arguments are those of `ldnq quantize`. Raises `NetworkError` where the network cannot be run.
+    gives; `batch_size` bounds the memory of passes that do not train; `options` are the other fields of
+    `RecipeConfig`, such as `scale="channel"` or `training=False`. Raises `NetworkError` where the network cannot run.
     """
     inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
     if not inputs:
         raise DataError("expected at least one batch of inputs to calibrate on, got none")
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device)
-    recipe = RecipeConfig(
-        preset=preset, kbits=kbits, solver=solver, scale=scale, quantize_bias=quantize_bias, skip=tuple(skip),
-        keep_first_last=keep_first_last, training=training,
-    )  # fmt: skip
+    recipe = RecipeConfig(kbits=kbits, **options)
     state = apply_stages(module, images, fill_in(recipe), seed)
     return QuantizedModel(state.student, state.weights, provenance={"ldnq": ldnq.__version__, "kbits": kbits})
 
@@ -138,14 +131,24 @@ def apply_stages(module: nn.Module, images: CalibrationImages, recipe: RecipeCon
 
 
 def _copy(module: nn.Module, layout: torch.memory_format) -> nn.Module:
-    return copy.deepcopy(module).eval().to(memory_format=layout)
+    try:
+        module = copy.deepcopy(module).eval()
+    except RuntimeError as error:  # weights that a hook computes are no leaves of the graph
+        raise NetworkError(
+            "the network cannot be copied: remove pruning and weight normalization first, for example by "
+            "torch.nn.utils.prune.remove or remove_weight_norm"
+        ) from error
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+    return module
 
 
 def evaluate_network(config: RunConfig) -> dict[str, Any]:
     """Accuracy of the float network that `config` names, as plain values."""
     family = find_family(config.network.model)
     dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
-    data = load_data(config.data, dataset)
+    data = load_data(config.data, dataset, training=False)
     network = load_network(config.network, config.data, dataset, data.num_classes)
     return _report(network.module, network.preprocessing, data, config.runtime)
 
@@ -154,7 +157,7 @@ def evaluate_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
     """Accuracy of the quantized network in `path` on its own dataset, or on the one `config` names."""
     contents = h5.read(path)
     dataset = resolve_dataset(config.data.dataset, contents.provenance.get("dataset", ""), str(path))
-    data = load_data(config.data, dataset)
+    data = load_data(config.data, dataset, training=False)
     factory = config.network.model
     model = h5.load(path, build(factory, config.network.model_args or contents.model_args) if factory else None)
     card = {"preprocessing": contents.preprocessing.to_dict()} if contents.preprocessing else {}

@@ -13,11 +13,13 @@ from ldnq.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Shorter side to `resize` pixels, central `image_size` square, then `(x/255 − mean) / std` per channel.
+    """Shorter side to `resize` pixels by `interpolation`, central `image_size` square, then `(x/255 − mean) / std` per
+    channel.
 
     An image that is already `image_size` square is taken as it is.
     """
@@ -26,6 +28,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     resize: int | None = None
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if not 8 <= self.image_size <= 4096:
@@ -37,11 +40,15 @@ class Preprocessing:
         if self.resize is not None and self.resize < self.image_size:
             raise UsageError(f"expected resize of at least the image size {self.image_size}, got {self.resize}")
 
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(f"expected interpolation {' or '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+
     def to_uint8(self, image: Image.Image) -> Tensor:
         """A picture as (3, image_size, image_size) uint8."""
         image = to_rgb(image)
         if image.size != (self.image_size, self.image_size):
-            image = _crop_centre(_resize_shorter(image, self.resize or self.image_size), self.image_size)
+            resample = INTERPOLATIONS[self.interpolation]
+            image = _crop_centre(_resize_shorter(image, self.resize or self.image_size, resample), self.image_size)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ class Preprocessing:
         try:
             mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
             resize = None if values.get("resize") is None else int(values["resize"])
-            return cls(int(values["image_size"]), mean, std, resize)
+            return cls(int(values["image_size"]), mean, std, resize, str(values.get("interpolation", "bilinear")))
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"expected preprocessing with image_size, mean and std, got {dict(values)}") from error
 
@@ -76,9 +83,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 # Both round as torchvision's transforms do, on which published accuracies rest.
 
 
-def _resize_shorter(image: Image.Image, size: int) -> Image.Image:
+def _resize_shorter(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
     shorter = min(image.size)
-    return image.resize(tuple(size * side // shorter for side in image.size), Image.BILINEAR)
+    return image.resize(tuple(size * side // shorter for side in image.size), resample)
 
 
 def _crop_centre(image: Image.Image, size: int) -> Image.Image:

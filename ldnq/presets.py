@@ -1,7 +1,8 @@
 """Methods with their options filled in: the tuples of stages that a user calls by one name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ldnq.codebook import Codebook
 from ldnq.config import RecipeConfig
@@ -14,11 +15,10 @@ from ldnq.stages.layerwise import Layerwise
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset does in a line, the options it fills in, and its stages."""
+    """What a preset does in a line, the options of `RecipeConfig` that it fills in, and its stages."""
 
     summary: str
-    solver: str
-    scale: str
+    defaults: Mapping[str, Any]
     stages: Callable[[RecipeConfig], tuple[Stage, ...]]
 
 
@@ -27,8 +27,8 @@ presets: Registry[Preset] = Registry("preset")
 
 def fill_in(recipe: RecipeConfig) -> RecipeConfig:
     """`recipe` with every option that was left to the preset."""
-    preset = presets.get(recipe.preset)
-    return replace(recipe, solver=recipe.solver or preset.solver, scale=recipe.scale or preset.scale)
+    defaults = presets.get(recipe.preset).defaults
+    return replace(recipe, **{name: value for name, value in defaults.items() if getattr(recipe, name) is None})
 
 
 def stages(recipe: RecipeConfig) -> tuple[Stage, ...]:
@@ -45,9 +45,16 @@ def _paper(recipe: RecipeConfig) -> tuple[Stage, ...]:
             quantize_bias=recipe.quantize_bias,
             skip=recipe.skip,
             keep_first_last=recipe.keep_first_last,
-            cascade=Cascade() if recipe.training else None,
+            cascade=Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr) if recipe.training else None,
         ),
     )
 
 
-presets.add("paper", Preset("L-DNQ as published: ADMM, one scale a layer, cascade update", "admm", "layer", _paper))
+presets.add(
+    "paper",
+    Preset(
+        "L-DNQ as published: ADMM, one scale a layer, cascade update",
+        {"solver": "admm", "scale": "layer", "cascade_epochs": Cascade.max_epochs, "cascade_lr": Cascade.lr},
+        _paper,
+    ),
+)

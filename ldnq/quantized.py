@@ -1,7 +1,7 @@
 """Quantized weights, the state that stages hand on, and the network that comes out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,8 @@ class QuantizationState:
 
     @torch.no_grad()
     def write(self, name: str, weight: QuantizedWeight) -> None:
-        """Put `weight` in the place of the student's parameter `name` and freeze it."""
+        """Put `weight` in the place of the student's parameter `name` and freeze it; kept on the CPU."""
+        weight = replace(weight, codes=weight.codes.cpu(), scale=weight.scale.cpu())
         parameter = self.student.get_parameter(name)
         parameter.copy_(weight.dequantize())
         parameter.requires_grad_(False)

@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,16 @@ class RunFolder:
 
 
 def default_folder(model: str, dataset: str, kbits: int) -> Path:
-    """`results/<model>-<dataset>-k<kbits>-<date-time>`."""
-    name = model.replace(":", ".")
-    return Path("results") / f"{name}-{dataset}-k{kbits}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`results/<model>-<dataset>-k<kbits>-<date-time>`, made here, with a number where another run has the name."""
+    name = f"{model.replace(':', '.')}-{dataset}-k{kbits}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in count(1):
+        path = Path("results") / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -22,9 +22,16 @@ def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
         return Fabric(accelerator=accelerator, devices=devices, precision="bf16-mixed" if mixed else "32-true")
 
 
+def autocast(fabric: Fabric, options: RuntimeConfig) -> torch.autocast:
+    """Mixed precision for stages that change weights as they go: nothing is remembered of weights once cast."""
+    mixed = options.precision == "bf16"
+    return torch.autocast(fabric.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware that a result depends on."""
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -41,7 +41,8 @@ class TrainingRecipe:
 
 @dataclass
 class Trainer:
-    """One training run over images in memory; `state` is the file that carries it over an interruption.
+    """One training run over images in memory; `state` is the file that carries it over an interruption, `subject` says
+    what is trained on what.
 
     `images` (n, 3, s, s) uint8 and `labels` (n,); `augmentation` gives the size that the network sees.
     """
@@ -54,6 +55,7 @@ class Trainer:
     recipe: TrainingRecipe
     fabric: Fabric
     state: Path
+    subject: str
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -68,12 +70,17 @@ class Trainer:
         self.schedule = _schedule(self.optimizer, self.recipe, self.steps)
 
     def resume(self) -> bool:
-        """Go on from `state` where it exists; raises `CheckpointError` where it belongs to another recipe."""
+        """Go on from `state` where it exists; raises `CheckpointError` where it belongs to another run."""
         if not self.state.exists():
             return False
-        saved = torch.load(self.state, map_location=self.fabric.device, weights_only=True)
-        if saved["recipe"] != repr(self.recipe):
-            raise CheckpointError(f"{self.state} belongs to {saved['recipe']}, not {self.recipe}: use another --output")
+        try:
+            saved = torch.load(self.state, map_location=self.fabric.device, weights_only=True)
+            found = saved["subject"], saved["recipe"]
+        except Exception as error:  # damaged files make torch fail in many ways
+            raise CheckpointError(f"{self.state} is damaged: remove it, or use another --output") from error
+        if found != (self.subject, repr(self.recipe)):
+            theirs, ours = next(pair for pair in zip(found, (self.subject, repr(self.recipe))) if pair[0] != pair[1])
+            raise CheckpointError(f"{self.state} is of {theirs}, not of {ours}: use another --output")
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
@@ -112,6 +119,7 @@ class Trainer:
         with replacing(self.state) as temporary:
             torch.save(
                 {
+                    "subject": self.subject,
                     "recipe": repr(self.recipe),
                     "epoch": self.epoch,
                     "module": self.module.state_dict(),

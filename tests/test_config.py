@@ -41,6 +41,8 @@ OPTIONS = {
     "scale": "channel",
     "quantize_bias": True,
     "skip": ("conv1", "linear"),
+    "cascade_epochs": 4,
+    "cascade_lr": 0.01,
     "keep_first_last": True,
     "training": False,
     "device": "cuda:1",

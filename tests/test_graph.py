@@ -77,7 +77,7 @@ def test_layers_come_in_the_order_of_execution_and_the_rest_with_a_reason():
     ]
     assert {layer.name: layer.reason for layer in skipped} == {
         "up": "ConvTranspose2d is not a Conv2d or Linear layer",
-        "never": "it is never called in a forward pass",
+        "never": "it is never called as a module in a forward pass",
     }
 
 

@@ -3,10 +3,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 import ldnq
-from ldnq.errors import DataError
+from ldnq.errors import DataError, NetworkError
 
 
 class Twice(nn.Module):
@@ -68,3 +69,37 @@ def test_more_levels_come_closer_to_the_network():
 def test_no_inputs_are_refused():
     with pytest.raises(DataError, match="at least one batch"):
         ldnq.quantize(Twice(), [], kbits=3)
+
+
+def test_one_image_is_enough_to_end():
+    model = ldnq.quantize(Twice(), [torch.randn(1, 3, 8, 8)], kbits=3)
+    assert len(model.weights) == 3
+
+
+def test_training_works_where_the_caller_has_switched_gradients_off():
+    with torch.no_grad():
+        model = ldnq.quantize(Twice(), [torch.randn(8, 3, 8, 8)], kbits=3)
+    assert len(model.weights) == 3
+
+
+def test_layers_for_volumes_stay_float():
+    network = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(16, 3))
+    model = ldnq.quantize(network, [torch.randn(8, 1, 4, 4, 4)], kbits=3)
+    assert list(model.weights) == ["2.weight"]
+    assert torch.equal(model.module[0].weight.sign(), network[0].weight.sign())
+
+
+def test_pruned_weights_are_refused_with_what_to_do():
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    prune.random_unstructured(network[0], "weight", 0.5)
+    with pytest.raises(NetworkError, match="remove pruning and weight normalization first"):
+        ldnq.quantize(network, [torch.randn(8, 4)], kbits=3)
+
+
+def test_a_network_that_overflows_is_refused_in_one_line():
+    network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        network[0].weight[:] = torch.inf
+    with pytest.raises(NetworkError, match="infinite values") as error:
+        ldnq.quantize(network, [torch.randn(8, 4).abs()], kbits=3)
+    assert "\n" not in str(error.value)

@@ -24,6 +24,10 @@ def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values) 
     """
     if checkpoint_or_model is None:
         options.require_model(values["model"])
+    elif values["checkpoint"] or values["num_classes"]:
+        raise click.UsageError(
+            f"{checkpoint_or_model} brings its own weights: leave out --checkpoint and --num-classes"
+        )
     config = RunConfig.from_options({"model": "", **{k: v for k, v in values.items() if v is not None}})
     from ldnq.pipeline import evaluate_checkpoint, evaluate_network
 

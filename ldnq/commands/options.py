@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ldnq.config import PRECISIONS
 
@@ -35,8 +36,6 @@ class Triple(click.ParamType):
 
 
 def _parse_model_args(ctx, param, values) -> dict:
-    if isinstance(values, dict):
-        return values
     arguments = {}
     for value in values:
         name, equals, text = value.partition("=")
@@ -110,3 +109,21 @@ def require_model(model: str | None) -> None:
     """Raise `click.UsageError` where no network was named."""
     if not model:
         raise click.UsageError("expected --model NAME; 'ldnq list models' shows the names")
+
+
+def settle_calibration(values: dict) -> None:
+    """Of options that say which images to calibrate on, let those of the command line win over a configuration's.
+
+    Raises `click.UsageError` where the command line contradicts itself.
+    """
+    context = click.get_current_context()
+    typed = {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    drawing = typed & {"ratio", "samples", "stratified", "resample"}
+    if {"ratio", "samples"} <= typed:
+        raise click.UsageError("expected --ratio or --samples, got both")
+    if drawing and "calibration" in typed:
+        raise click.UsageError(f"expected --calibration or --{min(drawing)}, got both")
+    if "ratio" in typed:
+        values["samples"] = None
+    if drawing:
+        values["calibration"] = None

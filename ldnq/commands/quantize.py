@@ -1,17 +1,20 @@
 """`ldnq quantize`."""
 
+import json
 from pathlib import Path
 
 import click
 
 from ldnq.commands import console, options
-from ldnq.config import KBITS, SCALES, RunConfig, read_options
+from ldnq.config import KBITS, METHODS, SCALES, RunConfig, read_options
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     # A configuration's values become defaults, so that options given beside it win.
     if path is not None:
-        ctx.default_map = read_options(path)
+        stored = read_options(path)
+        stored["model_args"] = [f"{name}={json.dumps(value)}" for name, value in stored["model_args"].items()]
+        ctx.default_map = stored
 
 
 @click.command("quantize")
@@ -24,7 +27,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @options.calibration_options
 @options.calibration_file_option
 @click.option("--preset", default="paper", show_default=True, help="What is done; see 'ldnq list presets'.")
-@click.option("--method", type=click.Choice(["ldnq"]), default="ldnq", show_default=True, help="The family of stages.")
+@click.option("--method", type=click.Choice(METHODS), default="ldnq", show_default=True, help="The family of stages.")
 @click.option(
     "--kbits", type=click.Choice([str(k) for k in KBITS]), default="3", show_default=True,
     callback=lambda ctx, param, value: int(value),
@@ -36,6 +39,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--skip", multiple=True, metavar="NAME", help="Keep layers of this name (a glob) float. Repeatable.")
 @click.option("--keep-first-last", is_flag=True, help="Keep the first and the last layer float.")
 @click.option("--training/--no-training", default=True, show_default=True, help="Allow gradient steps.")
+@click.option("--cascade-epochs", type=click.IntRange(0), help="At most so many after each layer. [default: preset's]")
+@click.option("--cascade-lr", type=float, help="Learning rate of the cascade update. [default: the preset's]")
 @options.runtime_options
 @options.output_option
 def quantize_command(output: Path | None, **values) -> None:
@@ -46,11 +51,10 @@ def quantize_command(output: Path | None, **values) -> None:
     ldnq quantize --model resnet18 --kbits 5
     """
     options.require_model(values["model"])
+    options.settle_calibration(values)
     config = RunConfig.from_options(values)
-    from ldnq.codebook import Codebook
     from ldnq.pipeline import run
 
-    click.echo(f"levels: {Codebook.power_of_two(config.recipe.kbits)} ({config.recipe.kbits} values)", err=True)
     with console.progress():
         result = run(config, output)
     console.table(_summary(result.metrics) + [("files", str(result.folder))])

@@ -17,6 +17,7 @@ def sample_command(dataset: str, data_root: str | None, download: bool, **values
     \b
     ldnq sample --dataset cifar10 --ratio 0.01 --seed 1
     """
+    options.settle_calibration(values)
     config = CalibrationConfig(**values)
     import numpy as np
 

@@ -15,16 +15,18 @@ def load_folder(root: Path, split: str, download: bool = False) -> Images | None
     Without a `train/` folder the images of `root` itself are the training images, with labels when they lie in
     folders by class. Raises `DataError` where no images are found.
     """
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
     if split == "train":
+        if test is not None and not (root / "train").is_dir():
+            raise DataError(f"expected {root / 'train'} beside {test}, found none")
         folder = root / "train" if (root / "train").is_dir() else root
         return class_folders(folder) if _has_folders(folder) else flat_folder(folder)
-    folder = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    return None if folder is None else class_folders(folder)
+    return None if test is None else class_folders(test)
 
 
 def load_splits(root: Path, split: str, download: bool = False) -> Images:
     """`load_folder` for datasets that have both splits; raises `DataError` where one is missing."""
-    if not (root / "train").is_dir():
+    if split == "train" and not (root / "train").is_dir():
         raise DataError(f"expected {root / 'train'} with one folder per class, found none")
     images = load_folder(root, split)
     if images is None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ldnq.codebook import Codebook
-from ldnq.errors import CheckpointError, LdnqError
+from ldnq.errors import CheckpointError, LdnqError, shorten
 from ldnq.files import replacing
 from ldnq.network import build
 from ldnq.packing import pack, packed_size, unpack
@@ -205,10 +205,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) ->
     own = module.state_dict()
     wrong = [name for name in own.keys() | tensors.keys() if _shape(own, name) != _shape(tensors, name)]
     if wrong:
-        raise CheckpointError(
-            f"{path} does not fit the network: {', '.join(sorted(wrong)[:4])}"
-            + (f" and {len(wrong) - 4} more differ" if len(wrong) > 4 else " differ")
-        )
+        raise CheckpointError(f"{path} does not fit the network: {shorten(sorted(wrong))} differ")
     module.load_state_dict(tensors)
 
 

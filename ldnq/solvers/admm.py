@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldnq.errors import NetworkError
 from ldnq.problem import LayerProblem, LayerSolution, project
 from ldnq.solvers.registry import solvers
 
@@ -31,7 +32,9 @@ class Admm:
         W, H, codebook = problem.target, problem.gram, problem.codebook
         rho = self._penalty(H)
         identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
-        factor = torch.linalg.cholesky(H + rho * identity)
+        factor, failures = torch.linalg.cholesky_ex(H + rho * identity)
+        if bool(failures.any()) or not bool(torch.isfinite(factor).all()):
+            raise NetworkError("the inputs of a layer have no usable second moments: the network gives infinite values")
         HW = H @ W.mT
         codes, scale = project(W, codebook, problem.per_channel)
         G = scale * codebook.values(codes, W.dtype)
@@ -56,7 +59,7 @@ class Admm:
         mean = diagonal.mean(-1)
         # The authors' H₁₁ belongs to one pixel of one channel, which may be dead: then the mean stands in.
         first = diagonal[:, 0]
-        rho = torch.where(first > 1e-6 * mean, first, mean) if self.rho is None else self.rho * mean
+        rho = torch.where(first > 1e-4 * mean, first, mean) if self.rho is None else self.rho * mean
         if bool((mean <= 0).any()):
             log.info("a group of the layer has no input but zeros: its weights are rounded to the nearest level")
         return torch.where(mean > 0, rho, 1.0).view(-1, 1, 1)

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class Cascade:
     """L-DNQ's cascade update (AAAI 2019): SGD of all unquantized parameters towards the teacher's logits.
 
-    The mean squared error is minimized over augmented batches, batch norm in training mode. Ends when the mean loss of
-    an epoch has not fallen by a relative `gain` for `patience` epochs, and after `max_epochs`.
+    The mean squared error is minimized over augmented batches of `batch_size`, batch norm in training mode. Ends when
+    the mean loss of an epoch has not fallen by a relative `gain` for `patience` epochs, and after `max_epochs`.
     """
 
     max_epochs: int = 8
@@ -36,7 +36,7 @@ class Cascade:
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
     ) -> QuantizationState:
         parameters = [parameter for parameter in state.student.parameters() if parameter.requires_grad]
-        if not parameters:
+        if not parameters or len(calibration) < 2:
             return state
         optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
         for module in state.student.modules():
@@ -46,7 +46,10 @@ class Cascade:
         steps = -(-len(calibration) // self.batch_size)
         best, stale = float("inf"), 0
         for _ in range(self.max_epochs):
-            mean = sum(islice(losses, steps)) / steps
+            epoch = list(islice(losses, steps))
+            if not epoch:
+                break
+            mean = sum(epoch) / len(epoch)
             log.debug("cascade loss %.5f", mean)
             stale = 0 if mean < best * (1 - self.gain) else stale + 1
             best = min(best, mean)
@@ -63,7 +66,10 @@ class Cascade:
                 continue  # batch norm has no variance of one sample
             with torch.no_grad():
                 target = state.teacher(batch)
-            loss = F.mse_loss(state.student(batch), target)
+            with torch.enable_grad():
+                loss = F.mse_loss(state.student(batch), target)
+            if not loss.requires_grad:
+                return  # what is left to train has no part in the output
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -10,7 +10,7 @@ import torch
 
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
-from ldnq.errors import NetworkError, UsageError
+from ldnq.errors import NetworkError, UsageError, shorten
 from ldnq.graph import Layer, SkippedLayer, find_layers
 from ldnq.moments import Moments, gather_moments
 from ldnq.problem import LayerProblem, LayerSolution, Solver
@@ -59,7 +59,9 @@ class Layerwise:
         """Layers to quantize, and those that the options leave out."""
         for pattern in self.skip:
             if not any(fnmatchcase(layer.name, pattern) for layer in layers):
-                raise UsageError(f"--skip {pattern} matches none of the layers: {_shorten(layers)}")
+                raise UsageError(
+                    f"--skip {pattern} matches none of the layers: {shorten([layer.name for layer in layers])}"
+                )
         ends = {layers[0].name, layers[-1].name} if layers and self.keep_first_last else set()
         chosen, left_out = [], []
         for layer in layers:
@@ -71,7 +73,8 @@ class Layerwise:
             else:
                 chosen.append(layer)
         if not chosen:
-            raise NetworkError("expected at least one Conv2d or Linear layer to quantize, found none")
+            reason = f"all {len(layers)} are left out" if layers else "found none"
+            raise NetworkError(f"expected at least one Conv2d or Linear layer to quantize: {reason}")
         return chosen, left_out
 
     def _quantize(self, state: QuantizationState, layer: Layer, calibration: CalibrationImages) -> LayerResult:
@@ -135,8 +138,3 @@ def _result(
         iterations=len(solution.errors) - 1,
         seconds=seconds,
     )
-
-
-def _shorten(layers: Sequence[Layer], most: int = 6) -> str:
-    names = [layer.name for layer in layers]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,9 +45,10 @@ def test_interrupted_training_ends_as_if_it_had_not_been(ldnq, tiny, workdir, mo
 def test_another_recipe_does_not_continue_a_run(ldnq, tiny):
     options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--output", "run"]
     ldnq(*options, "--epochs", 1)
-    result = ldnq(*options, "--epochs", 2)
-    assert result.code == 2
-    assert "use another --output" in result.err
+    for changed in (["--epochs", 2], ["--epochs", 1, "--model-arg", "width=8"], ["--epochs", 1, "--std", "1,1,1"]):
+        result = ldnq(*options, *changed)
+        assert result.code == 2
+        assert "use another --output" in result.err
 
 
 def test_sample_draws_once_and_prints_the_classes(ldnq, workdir):
@@ -80,3 +82,15 @@ def test_evaluate_measures_a_float_network(ldnq, tiny, trained):
     result = ldnq("evaluate", *tiny, "--json")
     card = checkpoints.read(trained.weights)[1]
     assert json.loads(result.out)["top1"] == pytest.approx(card["top1"])
+
+
+def test_a_network_with_other_outputs_is_refused_before_training(ldnq, tiny):
+    result = ldnq("train", "--model", "resnet20", "--dataset", "digits", "--num-classes", 7, "--output", "run")
+    assert result.code == 2
+    assert "expected one output for each of the 10 classes" in result.err
+
+
+def test_only_test_images_are_needed_to_evaluate(ldnq, tiny, workdir, digit_files):
+    shutil.copytree(digit_files / "test", workdir / "mine" / "val")
+    result = ldnq("evaluate", *tiny[:4], "--dataset", "folder", "--data-root", "mine", "--json")
+    assert json.loads(result.out)["samples"] == 60

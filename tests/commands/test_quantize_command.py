@@ -163,6 +163,8 @@ def _bad_inputs(workdir, digit_files, tiny):
         "ratio 2": ([*tiny, "--ratio", "2"], "a ratio above 0 and at most 1"),
         "other calibration set": ([*tiny, "--calibration", other], "was drawn from folder"),
         "output is a file": ([*tiny, "--output", file], "found the file"),
+        "ratio and samples": ([*tiny, "--ratio", "0.1", "--samples", "9"], "--ratio or --samples, got both"),
+        "set and samples": ([*tiny, "--calibration", other, "--samples", "9"], "--calibration or --samples, got both"),
         "no such device": ([*tiny, "--device", "tpu"], "expected device auto, cpu"),
         "unknown factory": (["--model", "no_such:thing", *tiny[4:]], "cannot import thing"),
     }
@@ -179,7 +181,7 @@ def call_sample(path, digit_files):
 def test_bad_input_is_one_line_and_exit_code_2(ldnq, tiny, workdir, digit_files):
     for name, (words, message) in _bad_inputs(workdir, digit_files, tiny).items():
         result = ldnq("-q", "quantize", "--no-training", *words)
-        lines = [line for line in result.err.splitlines() if not line.startswith(("levels:", "warning:"))]
+        lines = [line for line in result.err.splitlines() if not line.startswith("warning:")]
         assert result.code == 2, name
         assert len(lines) == 1, (name, lines)
         assert message in lines[0], (name, lines)
@@ -195,3 +197,37 @@ def test_a_network_that_guesses_is_refused_before_quantizing(ldnq, tiny, workdir
     assert result.code == 2
     assert "near chance" in result.err
     assert not (workdir / "run/model.h5").exists()
+
+
+def test_options_beside_a_configuration_win(ldnq, tiny, workdir):
+    first = ldnq("quantize", *tiny, "--model-arg", "width=12", "--samples", 60, "--no-training", "--output", "one")
+    assert first.code == 0, first.err
+    again = ldnq("quantize", "--config", "one/config.json", "--output", "two")
+    assert again.code == 0, again.err
+    assert json.loads((workdir / "two/config.json").read_text())["network"]["model_args"] == {"width": 12}
+    other = ldnq("quantize", "--config", "one/config.json", "--ratio", 0.1, "--output", "three")
+    assert other.code == 0, other.err
+    assert _metrics(workdir / "three")["calibration_samples"] == 135
+
+
+def test_the_schedule_of_the_cascade_is_the_users(ldnq, tiny, workdir):
+    ldnq("quantize", *tiny, "--no-training", "--output", "none")
+    ldnq("quantize", *tiny, "--cascade-epochs", 0, "--output", "zero")
+    ldnq("quantize", *tiny, "--cascade-epochs", 2, "--cascade-lr", 0.01, "--output", "two")
+    with h5py.File("none/model.h5") as none, h5py.File("zero/model.h5") as zero, h5py.File("two/model.h5") as two:
+        assert np.array_equal(none["codes"], zero["codes"])
+        assert not np.array_equal(none["tensors"], two["tensors"])
+    assert json.loads((workdir / "two/config.json").read_text())["recipe"]["cascade_epochs"] == 2
+
+
+def test_bfloat16_passes_see_weights_as_they_are_now(ldnq, tiny, workdir):
+    result = ldnq("quantize", *tiny, "--precision", "bf16", "--kbits", 9, "--output", "run")
+    assert result.code == 0, result.err
+    metrics = _metrics(workdir / "run")
+    assert metrics["top1_drop"] < 5
+
+
+def test_a_finished_run_is_not_written_over(ldnq, tiny):
+    ldnq("quantize", *tiny, "--no-training", "--output", "run")
+    result = ldnq("quantize", *tiny, "--no-training", "--output", "run")
+    assert (result.code, result.err.count("holds a finished run")) == (2, 1)
