@@ -121,9 +121,14 @@ def plot(rows: list[dict], path: Path) -> None:
     means = [statistics.mean(row["quantized_top1"] for row in rows if row["kbits"] == k) for k in levels]
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
     axes.axhline(rows[0]["teacher_top1"], color="0.4", linestyle="--", label="float network")
-    axes.plot(levels, means, color="tab:blue", marker="o", label="quantized, mean")
+    axes.plot(levels, means, color="tab:blue", label="quantized, mean")
     axes.scatter(
-        [r["kbits"] for r in rows], [r["quantized_top1"] for r in rows], s=14, color="tab:orange", label="seed"
+        [r["kbits"] for r in rows],
+        [r["quantized_top1"] for r in rows],
+        s=16,
+        color="tab:orange",
+        zorder=3,
+        label="one seed",
     )
     axes.set_xticks(levels)
     axes.set_xlabel("levels of the codebook")

@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+# Networks of a few thousand weights are faster on one thread, and round alike wherever the tests run.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seed():

@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
         patch.syspath_prepend(folder)
         (folder / "tiny_network.py").write_text(FACTORY)
         result = call(
-            "train", "--model", "tiny_network:build", "--dataset", "digits", "--image-size", 32, "--epochs", 6, "--lr",
+            "train", "--model", "tiny_network:build", "--dataset", "digits", "--image-size", 32, "--epochs", 8, "--lr",
             0.1, "--batch-size", 64, "--precision", "32", "--output", "run",
         )  # fmt: skip
         assert result.code == 0, result.err
