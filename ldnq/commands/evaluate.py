@@ -9,7 +9,7 @@ from ldnq.commands import console, options
 from ldnq.config import RunConfig
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Measure the accuracy of a network.")
 @click.argument("checkpoint_or_model", metavar="[MODEL.h5]", required=False, type=click.Path(path_type=Path))
 @options.network_options
 @options.data_options

@@ -8,7 +8,7 @@ import click
 from ldnq.commands import console
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show what a quantized checkpoint holds.")
 @click.argument("file", metavar="MODEL.h5", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def inspect_command(file: Path, as_json: bool) -> None:

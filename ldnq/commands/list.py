@@ -5,7 +5,7 @@ import click
 from ldnq.commands import console
 
 
-@click.command("list")
+@click.command("list", short_help="Show the names that options accept.")
 @click.argument("what", type=click.Choice(["models", "datasets", "solvers", "presets"]))
 def list_command(what: str) -> None:
     """Show the names that options accept.

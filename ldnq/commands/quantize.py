@@ -17,7 +17,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         ctx.default_map = stored
 
 
-@click.command("quantize")
+@click.command("quantize", short_help="Quantize a trained network with a few of its images.")
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", callback=_read_config, is_eager=True,
     expose_value=False, help="Repeat the run of this config.json; options beside it win.",

@@ -6,7 +6,7 @@ from ldnq.commands import console, options
 from ldnq.config import CalibrationConfig, DataConfig
 
 
-@click.command("sample")
+@click.command("sample", short_help="Draw a calibration set.")
 @click.option("--dataset", metavar="NAME", required=True, help="A known dataset; see 'ldnq list datasets'.")
 @click.option("--data-root", type=click.Path(), help="The dataset's own folder.")
 @click.option("--download", is_flag=True, help="Fetch the dataset where torchvision can.")

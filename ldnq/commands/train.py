@@ -8,7 +8,7 @@ from ldnq.commands import console, options
 from ldnq.config import RunConfig
 
 
-@click.command("train")
+@click.command("train", short_help="Train a float network to start from.")
 @options.model_option
 @options.model_args_option
 @click.option("--num-classes", type=click.IntRange(2), help="Outputs of the network; the dataset's classes otherwise.")
