@@ -97,13 +97,15 @@ def decide_preprocessing(
 
 def _find_weights(config: NetworkConfig, family: ModelFamily, dataset: DatasetFamily):
     """(state dict or None, model card, where they come from)."""
+    trained_on = [dataset.name] + (["imagenet"] if dataset.class_subset else [])
+    published = _published(family) if "imagenet" in trained_on and not config.num_classes else None
     if config.checkpoint:
         tensors, card = checkpoints.read(Path(config.checkpoint))
+        if not card and published and Path(config.checkpoint).name == published.url.rsplit("/", 1)[1]:
+            card = _published_card(published)
         return tensors, card, config.checkpoint
     if ":" in config.model:
         return None, {}, f"{config.model} (its own weights)"
-    trained_on = [dataset.name] + (["imagenet"] if dataset.class_subset else [])
-    published = _published(family) if "imagenet" in trained_on and not config.num_classes else None
     names = {f"{config.model}-{name}{extension}": name for name in trained_on for extension in EXTENSIONS}
     if published:
         names[published.url.rsplit("/", 1)[1]] = "imagenet"

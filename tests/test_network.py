@@ -106,7 +106,9 @@ def test_without_weights_the_message_says_which_file_to_put_where(elsewhere):
     [("resnet18", "resnet18-f37072fd.pth"), ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth")],
     ids=["resnet18", "squeezenet1_1"],
 )
-def test_without_a_network_connection_the_message_names_the_file_to_fetch(elsewhere, model, file):
+def test_without_a_network_connection_the_message_names_the_file_to_fetch(elsewhere, model, file, monkeypatch):
+    # Nothing listens at this address, wherever the tests run.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(CheckpointError) as error:
         load(NetworkConfig(model), datasets.get("imagenet"), 1000)
     message = str(error.value)
@@ -283,6 +285,18 @@ def test_an_imagenet_network_on_imagenette_keeps_its_outputs_and_ten_of_them_com
         runtime.start(RuntimeConfig(device="cpu")), 10, IMAGENETTE.class_subset,
     )  # fmt: skip
     assert accuracy.top1 == 75
+
+
+@pytest.mark.parametrize("option", ["--pretrained-dir", "--checkpoint"])
+def test_a_published_file_is_known_by_its_name_wherever_it_lies(elsewhere, option):
+    publish("squeezenet1_1", build("squeezenet1_1", {"num_classes": 1000}), elsewhere / "mine")
+    (file,) = (elsewhere / "mine").iterdir()
+    config = NetworkConfig(
+        "squeezenet1_1", **{option[2:].replace("-", "_"): str(file if "check" in option else "mine")}
+    )
+    network = load(config, IMAGENETTE, 10)
+    assert network.model_args["num_classes"] == 1000
+    assert network.preprocessing.resize == 256
 
 
 def test_weights_trained_on_imagenette_itself_come_before_those_of_imagenet(elsewhere):
