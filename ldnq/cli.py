@@ -28,6 +28,11 @@ class CommandFiles(click.Group):
             return None
         return getattr(importlib.import_module(f"ldnq.commands.{name}"), f"{name}_command")
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember the words for commands that write down how they were called."""
+        ctx.meta["ldnq.words"] = list(args)
+        return super().parse_args(ctx, args)
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and turn what the user can mend into one line on standard error and exit code 2."""
         try:

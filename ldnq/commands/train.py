@@ -1,5 +1,6 @@
 """`ldnq train`."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -49,15 +50,12 @@ def train_command(output: Path | None, half: bool, compiled: bool, **values) -> 
 
 def _command_line() -> str:
     """The command as a reader of the model card can repeat it, without folders of this machine."""
-    import shlex
-    import sys
-
-    words, skip = ["ldnq"], False
-    for word in sys.argv[1:]:
-        if skip:
-            skip = False
-        elif word in ("--data-root", "--output", "-o"):
-            skip = True
-        elif not word.startswith(("--data-root=", "--output=")):
-            words.append(word)
-    return shlex.join(words)
+    words = click.get_current_context().meta["ldnq.words"]
+    kept, folders = ["ldnq"], ("--data-root", "--output", "-o")
+    rest = iter(words[words.index("train") :])
+    for word in rest:
+        if word in folders:
+            next(rest)
+        elif not word.startswith(tuple(f"{folder}=" for folder in folders)):
+            kept.append(word)
+    return shlex.join(kept)
