@@ -31,9 +31,17 @@ MARGIN = 8 / 7
 
 
 def train(
-    config: RunConfig, recipe: TrainingRecipe, output: Path | None, *, half: bool, compiled: bool, command: str
+    config: RunConfig,
+    recipe: TrainingRecipe,
+    output: Path | None,
+    *,
+    init: Path | None,
+    half: bool,
+    compiled: bool,
+    command: str,
 ) -> tuple[Path, dict[str, Any]]:
-    """Train the network of `config`, or go on where a run into `output` stopped; returns the file and its card."""
+    """Train the network of `config` from random weights or those in `init`, or go on where a run into `output` stopped;
+    returns the file and its card."""
     family = find_family(config.network.model)
     dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
     data = load_data(config.data, dataset)
@@ -45,6 +53,8 @@ def train(
         model_args["num_classes"] = config.network.num_classes or data.num_classes
     torch.manual_seed(recipe.seed)
     module = build(config.network.model, model_args)
+    if init:
+        _start_from(module, init)
 
     name = f"{config.network.model.replace(':', '.')}-{dataset.name}"
     folder = output or Path("results") / f"train-{name}"
@@ -56,6 +66,7 @@ def train(
     augmentation = Augmentation(preprocessing.image_size, dataset.flip)
     state = folder / "state.pt"
     subject = f"{config.network.model} {model_args} on {dataset.name} {data.train.fingerprint()} as {preprocessing}"
+    subject += f" from {init.name}" if init else ""
     trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, subject, compiled)
     if trainer.resume():
         log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
@@ -88,6 +99,21 @@ def train(
     path = folder / f"{name}.safetensors"
     checkpoints.write(path, weights, card)
     return path, card
+
+
+def _start_from(module: nn.Module, path: Path) -> None:
+    """Load the weights in `path`; a last layer of another number of classes keeps its random ones."""
+    tensors = checkpoints.without_prefixes(checkpoints.read(path)[0], module)
+    last = [name for name, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))][-1:]
+    own = module.state_dict()
+    anew = [
+        name
+        for name in own
+        if name.rpartition(".")[0] in last and name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if anew:
+        log.info("%s starts anew: %s has another number of classes", last[0], path)
+    checkpoints.load_into(module, tensors | {name: own[name] for name in anew}, str(path))
 
 
 def _check_outputs(module: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:

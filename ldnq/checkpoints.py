@@ -55,7 +55,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) ->
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy `tensors` into `module`; raises `CheckpointError` that names what is missing, unexpected or misshapen."""
     own = module.state_dict()
-    tensors = _without_prefixes(tensors, own)
+    tensors = without_prefixes(tensors, module)
     given = {name: tensor for name, tensor in tensors.items() if name in own}
     # Files from before PyTorch 0.4.1 lack this counter, which inference never reads.
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
@@ -72,6 +72,17 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     module.load_state_dict(own | given)
 
 
+def without_prefixes(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """`tensors` without what wrappers put before every name, unless `module` has such names itself."""
+    own = module.state_dict().keys()
+    while not own & tensors.keys():
+        prefix = next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, "pt") as file:
         card = json.loads((file.metadata() or {}).get("ldnq", "{}"))
@@ -85,16 +96,6 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     if content is None or not isinstance(content, Mapping):
         raise CheckpointError(f"expected a state dict in {path}, or one under {', '.join(CONTAINERS)}, found none")
     return dict(content)
-
-
-def _without_prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`tensors` without what wrappers put before every name, unless the network `own` has such names itself."""
-    while not own.keys() & tensors.keys():
-        prefix = next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def _is_state_dict(content: Mapping) -> bool:

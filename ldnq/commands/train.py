@@ -13,6 +13,10 @@ from ldnq.config import RunConfig
 @options.model_option
 @options.model_args_option
 @click.option("--num-classes", type=click.IntRange(2), help="Outputs of the network; the dataset's classes otherwise.")
+@click.option(
+    "--init", type=click.Path(path_type=Path), metavar="FILE",
+    help="Weights to start from; a last layer of another number of classes starts anew. Random otherwise.",
+)  # fmt: skip
 @options.data_options
 @click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the images.")
 @click.option("--lr", type=float, default=0.2, show_default=True, help="Highest learning rate.")
@@ -26,11 +30,12 @@ from ldnq.config import RunConfig
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network first; needs a C++ compiler.")
 @options.runtime_options
 @options.output_option
-def train_command(output: Path | None, half: bool, compiled: bool, **values) -> None:
+def train_command(output: Path | None, init: Path | None, half: bool, compiled: bool, **values) -> None:
     """Train a float network, as a start for quantization. An interrupted run goes on when started again.
 
     \b
     ldnq train --model resnet20 --dataset cifar10 --epochs 40 --output results/resnet20
+    ldnq train --model resnet18 --dataset imagenette --init resnet18-f37072fd.pth --epochs 10 --lr 0.01
     """
     options.require_model(values["model"])
     config = RunConfig.from_options(values)
@@ -41,7 +46,7 @@ def train_command(output: Path | None, half: bool, compiled: bool, **values) -> 
     from ldnq.baseline import train
 
     with console.progress():
-        path, card = train(config, recipe, output, half=half, compiled=compiled, command=_command_line())
+        path, card = train(config, recipe, output, init=init, half=half, compiled=compiled, command=_command_line())
     rows = [("weights", str(path))]
     if card["top1"] is not None:
         rows.insert(0, ("top-1 / top-5", f"{card['top1']:.2f}% / {card['top5']:.2f}%"))

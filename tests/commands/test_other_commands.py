@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ldnq import checkpoints
+from ldnq import checkpoints, network
 from ldnq.calibration import CalibrationSet
 
 
@@ -52,6 +52,38 @@ def test_another_recipe_does_not_continue_a_run(ldnq, tiny):
         result = ldnq(*options, *changed)
         assert result.code == 2
         assert "use another --output" in result.err
+
+
+def test_training_goes_on_from_given_weights(ldnq, tiny, trained, workdir):
+    options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--epochs", 1, "--lr", 1e-6]
+    result = ldnq(*options, "--precision", "32", "--init", trained.weights, "--output", "run")
+    assert result.code == 0, result.err
+    start, end = checkpoints.read(trained.weights)[0], checkpoints.read(workdir / "run" / trained.weights.name)[0]
+    assert np.allclose(start["0.weight"], end["0.weight"], atol=1e-4)
+    again = ldnq(*options, "--precision", "32", "--output", "run")
+    assert (again.code, "use another --output" in again.err) == (2, True)
+
+
+def test_the_last_layer_starts_anew_where_the_classes_are_others(ldnq, workdir, digit_files):
+    for split in ("train", "test"):
+        for name in ("3", "8"):
+            shutil.copytree(digit_files / split / name, workdir / "two" / split / name)
+    shipped = network.shipped_folders()[0] / "resnet20-digits.safetensors"
+    result = ldnq(
+        "train", "--model", "resnet20", "--dataset", "folder", "--data-root", "two", "--batch-size", 8, "--epochs", 1,
+        "--lr", 1e-6, "--init", shipped, "--output", "run",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "linear starts anew" in result.err
+    start, end = (checkpoints.read(p)[0] for p in (shipped, workdir / "run" / "resnet20-folder.safetensors"))
+    assert end["linear.weight"].shape == (2, 64)
+    assert np.allclose(start["layer3.2.conv2.weight"], end["layer3.2.conv2.weight"], atol=1e-4)
+
+
+def test_weights_of_another_network_are_no_start(ldnq, trained):
+    result = ldnq("train", "--model", "resnet20", "--dataset", "digits", "--init", trained.weights, "--output", "run")
+    assert result.code == 2
+    assert "belongs to another network" in result.err
 
 
 def test_sample_draws_once_and_prints_the_classes(ldnq, workdir):
