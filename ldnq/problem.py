@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldnq.codebook import Codebook
+from ldnq.errors import NetworkError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,36 @@ class LayerProblem:
         difference = self.target - weights
         return float((difference @ self.gram * difference).sum())
 
+    def fit(self, levels: Tensor, scale: Tensor) -> "Fit":
+        """`levels` Q (groups, rows, d) with the scale `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H, or with `scale` where Q does
+        not point along W at all."""
+        axes = (2,) if self.per_channel else (0, 1, 2)
+        QH = levels @ self.gram
+        overlap = (QH * self.target).sum(axes, keepdim=True)
+        norm = (QH * levels).sum(axes, keepdim=True)
+        scale = torch.where((overlap > 0) & (norm > 0), overlap / norm, scale)
+        difference = self.target - scale * levels
+        return Fit(levels, scale, (difference @ self.gram * difference).sum(axes, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """`levels` (groups, rows, d), the `scale` that suits them best and the `error` that is left, in one shape:
+    (groups, rows, 1) or (1, 1, 1)."""
+
+    levels: Tensor
+    scale: Tensor
+    error: Tensor
+
+    def or_better(self, other: "Fit") -> "Fit":
+        """Of two the one with the smaller error, decided anew for everything that has its own scale."""
+        better = other.error < self.error
+        return Fit(
+            torch.where(better, other.levels, self.levels),
+            torch.where(better, other.scale, self.scale),
+            torch.where(better, other.error, self.error),
+        )
+
 
 @dataclass(frozen=True)
 class LayerSolution:
@@ -41,6 +72,14 @@ class Solver(Protocol):
     """A frozen dataclass whose fields are its options."""
 
     def __call__(self, problem: LayerProblem) -> LayerSolution: ...
+
+
+def factorize(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factors of positive definite matrices (groups, d, d); raises `NetworkError` where they are not."""
+    factor, failures = torch.linalg.cholesky_ex(matrix)
+    if bool(failures.any()) or not bool(torch.isfinite(factor).all()):
+        raise NetworkError("the inputs of a layer have no usable second moments: the network gives infinite values")
+    return factor
 
 
 def project(

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldnq.errors import NetworkError
-from ldnq.problem import LayerProblem, LayerSolution, project
+from ldnq.problem import LayerProblem, LayerSolution, factorize, project
 from ldnq.solvers.registry import solvers
 
 log = logging.getLogger(__name__)
@@ -32,9 +31,7 @@ class Admm:
         W, H, codebook = problem.target, problem.gram, problem.codebook
         rho = self._penalty(H)
         identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
-        factor, failures = torch.linalg.cholesky_ex(H + rho * identity)
-        if bool(failures.any()) or not bool(torch.isfinite(factor).all()):
-            raise NetworkError("the inputs of a layer have no usable second moments: the network gives infinite values")
+        factor = factorize(H + rho * identity)
         HW = H @ W.mT
         codes, scale = project(W, codebook, problem.per_channel)
         G = scale * codebook.values(codes, W.dtype)

@@ -10,24 +10,16 @@ from ldnq.problem import LayerProblem
 from ldnq.solvers import solvers
 from ldnq.solvers.admm import Admm
 from ldnq.solvers.nearest import Nearest
-
-SHAPES = {"dense": (1, 4, 6), "grouped": (2, 3, 5), "depthwise": (5, 1, 4)}
-
-
-def _problem(shape=(1, 4, 6), kbits=3, per_channel=False, seed=0, change=None):
-    """Weights and correlated inputs; `change` edits the inputs (groups, d, positions) in place."""
-    groups, rows, d = shape
-    rng = np.random.default_rng(seed)
-    inputs = rng.standard_normal((groups, d, 3 * d)) + 0.5 * rng.standard_normal((groups, 1, 3 * d))
-    if change:
-        change(inputs)
-    gram = inputs @ inputs.transpose(0, 2, 1) / (3 * d)
-    target = rng.standard_normal((groups, rows, d))
-    return LayerProblem(torch.from_numpy(target), torch.from_numpy(gram), Codebook.power_of_two(kbits), per_channel)
-
-
-def _weights(problem, solution):
-    return solution.scale * problem.codebook.values(solution.codes, torch.float64)
+from tests.solvers.problems import (
+    DEGENERATE,
+    SHAPES,
+    kill_first,
+    kill_middle,
+    least_error,
+    make_problem,
+    nearly_kill_first,
+    weights_of,
+)
 
 
 def _reference(problem, iterations, rho=None):
@@ -44,7 +36,7 @@ def _reference(problem, iterations, rho=None):
 
     start = Nearest()(problem)
     scale = start.scale.numpy()
-    G = _weights(problem, start).numpy()
+    G = weights_of(problem, start).numpy()
     U = np.zeros_like(W)
     iterates = [G]
     for _ in range(iterations):
@@ -67,14 +59,6 @@ def _error(problem, G):
     return sum(np.trace((w - g) @ h @ (w - g).T) for w, g, h in zip(problem.target.numpy(), G, problem.gram.numpy()))
 
 
-def _least_error(problem):
-    """Over every assignment of levels to one group with its best positive scale."""
-    W, H, levels = problem.target[0].numpy(), problem.gram[0].numpy(), problem.codebook.levels
-    Q = np.array(list(itertools.product(levels, repeat=W.size))).reshape(-1, *W.shape)
-    overlap, norm = (Q @ H * W).sum((1, 2)), (Q @ H * Q).sum((1, 2))
-    return float(np.trace(W @ H @ W.T) - np.where(overlap > 0, overlap**2 / np.maximum(norm, 1e-12), 0).max())
-
-
 def test_admm_is_in_the_table_of_solvers():
     assert solvers.get("admm") is Admm
 
@@ -84,13 +68,13 @@ def test_admm_is_in_the_table_of_solvers():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("kbits", [3, 7], ids="{} levels".format)
 def test_iterations_are_those_of_the_paper(kbits, shape, per_channel, rho):
-    problem = _problem(shape, kbits, per_channel)
+    problem = make_problem(shape, kbits, per_channel)
     solution = Admm(rho=rho, max_iterations=8, patience=100)(problem)
     iterates = _reference(problem, 8, rho)
     expected = [_error(problem, G) for G in iterates]
     assert solution.errors == pytest.approx(expected, rel=1e-6)
     best = iterates[int(np.argmin(expected))]
-    np.testing.assert_allclose(_weights(problem, solution).numpy(), best, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(weights_of(problem, solution).numpy(), best, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("kbits", [3, 5, 7, 9, 11], ids="{} levels".format)
@@ -98,17 +82,17 @@ def test_iterations_are_those_of_the_paper(kbits, shape, per_channel, rho):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_error_is_never_above_that_of_nearest(kbits, per_channel, shape):
     for seed in range(5):
-        problem = _problem(shape, kbits, per_channel, seed)
+        problem = make_problem(shape, kbits, per_channel, seed)
         solution = Admm()(problem)
         nearest = Nearest()(problem).errors[0]
         assert solution.errors[0] == nearest
-        assert problem.error(_weights(problem, solution)) <= nearest
+        assert problem.error(weights_of(problem, solution)) <= nearest
 
 
 def test_correlated_inputs_are_where_admm_gains():
     gains = []
     for seed in range(10):
-        problem = _problem((1, 8, 12), seed=seed)
+        problem = make_problem((1, 8, 12), seed=seed)
         gains.append(min(Admm()(problem).errors) / Nearest()(problem).errors[0])
     # Measured: 0.76 of nearest's error on average.
     assert np.mean(gains) < 0.8
@@ -117,13 +101,13 @@ def test_correlated_inputs_are_where_admm_gains():
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
 def test_what_is_returned_has_the_lowest_of_the_errors(per_channel):
     for seed in range(5):
-        problem = _problem((2, 3, 5), 5, per_channel, seed)
+        problem = make_problem((2, 3, 5), 5, per_channel, seed)
         solution = Admm(patience=10)(problem)
         assert solution.codes.dtype == torch.uint8
         assert solution.codes.shape == (2, 3, 5)
         assert solution.scale.shape == ((2, 3, 1) if per_channel else (1, 1, 1))
         assert bool((solution.scale > 0).all())
-        assert problem.error(_weights(problem, solution)) == min(solution.errors)
+        assert problem.error(weights_of(problem, solution)) == min(solution.errors)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +120,8 @@ def test_the_error_is_close_to_the_least_of_all_assignments(shape, kbits, bound)
     # about half of what nearest is above it.
     own, nearest = [], []
     for seed in range(25):
-        problem = _problem(shape, kbits, seed=seed)
-        energy, least = problem.error(torch.zeros_like(problem.target)), _least_error(problem)
+        problem = make_problem(shape, kbits, seed=seed)
+        energy, least = problem.error(torch.zeros_like(problem.target)), least_error(problem)
         own.append((min(Admm()(problem).errors) - least) / energy)
         nearest.append((Nearest()(problem).errors[0] - least) / energy)
     assert min(own) > -1e-9
@@ -148,7 +132,7 @@ def test_the_error_is_close_to_the_least_of_all_assignments(shape, kbits, bound)
 @pytest.mark.parametrize("patience", [1, 3, 6], ids="patience {}".format)
 def test_it_stops_after_as_many_iterations_without_gain_as_it_has_patience(patience):
     for seed in range(5):
-        errors = Admm(patience=patience)(_problem((1, 6, 8), 5, seed=seed)).errors
+        errors = Admm(patience=patience)(make_problem((1, 6, 8), 5, seed=seed)).errors
         gains = [k for k in range(1, len(errors)) if errors[k] < min(errors[:k]) * (1 - 1e-6)]
         assert len(errors) - 1 == (gains[-1] if gains else 0) + patience
         assert all(later - earlier <= patience for earlier, later in itertools.pairwise([0, *gains]))
@@ -156,11 +140,11 @@ def test_it_stops_after_as_many_iterations_without_gain_as_it_has_patience(patie
 
 @pytest.mark.parametrize("iterations", [0, 1, 5], ids="{} iterations".format)
 def test_it_stops_at_the_most_iterations_allowed(iterations):
-    assert len(Admm(max_iterations=iterations, patience=100)(_problem()).errors) == iterations + 1
+    assert len(Admm(max_iterations=iterations, patience=100)(make_problem()).errors) == iterations + 1
 
 
 def test_no_iterations_are_nearest():
-    problem = _problem()
+    problem = make_problem()
     solution, nearest = Admm(max_iterations=0)(problem), Nearest()(problem)
     assert torch.equal(solution.codes, nearest.codes)
     assert torch.equal(solution.scale, nearest.scale)
@@ -170,7 +154,7 @@ def test_no_iterations_are_nearest():
 @pytest.mark.parametrize("rho", [None, 0.5], ids=["ρ = H₁₁", "ρ = 0.5 mean"])
 @pytest.mark.parametrize("shape", [(3, 2, 5), (5, 1, 4)], ids=["grouped", "depthwise"])
 def test_groups_with_scales_per_channel_are_problems_of_their_own(shape, rho):
-    problem = _problem(shape, per_channel=True)
+    problem = make_problem(shape, per_channel=True)
     solver = Admm(rho=rho, max_iterations=6, patience=100)
     alone = [
         solver(LayerProblem(problem.target[g : g + 1], problem.gram[g : g + 1], problem.codebook, True))
@@ -181,7 +165,7 @@ def test_groups_with_scales_per_channel_are_problems_of_their_own(shape, rho):
 
 
 def test_rows_with_scales_per_channel_are_problems_of_their_own():
-    problem = _problem((1, 3, 6), kbits=5, per_channel=True)
+    problem = make_problem((1, 3, 6), kbits=5, per_channel=True)
     solver = Admm(max_iterations=6, patience=100)
     alone = [solver(LayerProblem(row[None, None], problem.gram, problem.codebook)) for row in problem.target[0]]
     together = [sum(errors) for errors in zip(*(solution.errors for solution in alone))]
@@ -189,64 +173,35 @@ def test_rows_with_scales_per_channel_are_problems_of_their_own():
 
 
 def test_groups_under_one_scale_share_it():
-    problem = _problem((3, 2, 5))
+    problem = make_problem((3, 2, 5))
     alone = LayerProblem(problem.target[:1], problem.gram[:1], problem.codebook)
-    magnitudes = _weights(problem, Admm()(problem)).abs().unique()
+    magnitudes = weights_of(problem, Admm()(problem)).abs().unique()
     assert len(magnitudes) == 2
     assert magnitudes[1] != Admm()(alone).scale.item()
-
-
-def _kill_middle(inputs):
-    inputs[:, 2:4] = 0
-
-
-def _kill_first(inputs):
-    inputs[:, 0] = 0
-
-
-def _nearly_kill_first(inputs):
-    inputs[:, 0] *= 1e-5
-
-
-def _double(inputs):
-    inputs[:, 3] = inputs[:, 1]
-
-
-def _keep_two_positions(inputs):
-    inputs[:, :, 2:] = 0
-
-
-DEGENERATE = {
-    "two dead inputs": _kill_middle,
-    "first input dead": _kill_first,
-    "first input nearly dead": _nearly_kill_first,
-    "two equal inputs": _double,
-    "fewer positions than inputs": _keep_two_positions,
-}
 
 
 @pytest.mark.parametrize("change", DEGENERATE.values(), ids=DEGENERATE)
 @pytest.mark.parametrize("rho", [None, 1e-3], ids=["ρ = H₁₁", "ρ = 0.001 mean"])
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
 def test_singular_gram_matrices_are_solved_all_the_same(change, rho, per_channel):
-    problem = _problem((2, 3, 6), 5, per_channel, change=change)
+    problem = make_problem((2, 3, 6), 5, per_channel, change=change)
     solution = Admm(rho=rho)(problem)
     assert np.isfinite(solution.errors).all()
     assert bool(torch.isfinite(solution.scale).all())
-    assert min(solution.errors) == problem.error(_weights(problem, solution))
+    assert min(solution.errors) == problem.error(weights_of(problem, solution))
     assert min(solution.errors) <= Nearest()(problem).errors[0]
 
 
-@pytest.mark.parametrize("change", [_kill_first, _nearly_kill_first], ids=["dead", "nearly dead"])
+@pytest.mark.parametrize("change", [kill_first, nearly_kill_first], ids=["dead", "nearly dead"])
 def test_the_mean_of_the_diagonal_stands_in_for_a_dead_first_input(change):
-    problem = _problem((2, 3, 6), change=change)
+    problem = make_problem((2, 3, 6), change=change)
     solution = Admm(max_iterations=8, patience=100)(problem)
     expected = [_error(problem, G) for G in _reference(problem, 8, rho=1.0)]
     assert solution.errors == pytest.approx(expected, rel=1e-6)
 
 
 def test_weights_of_dead_inputs_do_not_disturb_the_others():
-    problem = _problem((1, 1, 6), per_channel=True, change=_kill_middle)
+    problem = make_problem((1, 1, 6), per_channel=True, change=kill_middle)
     live = [0, 1, 4, 5]
     alone = LayerProblem(
         problem.target[..., live], problem.gram[:, live][..., live].contiguous(), problem.codebook, True
@@ -255,13 +210,13 @@ def test_weights_of_dead_inputs_do_not_disturb_the_others():
     problem.target[..., 2:4] = 0
     solver = Admm(max_iterations=6, patience=100)
     assert solver(problem).errors == pytest.approx(solver(alone).errors, rel=1e-6)
-    assert _weights(problem, solver(problem))[..., 2:4].unique().tolist() == [0.0]
+    assert weights_of(problem, solver(problem))[..., 2:4].unique().tolist() == [0.0]
 
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
 @pytest.mark.parametrize("rho", [None, 0.5], ids=["ρ = H₁₁", "ρ = 0.5 mean"])
 def test_a_layer_without_input_is_rounded_to_nearest_and_says_so(per_channel, rho, caplog):
-    problem = _problem((2, 3, 6), per_channel=per_channel, change=lambda inputs: inputs.fill(0))
+    problem = make_problem((2, 3, 6), per_channel=per_channel, change=lambda inputs: inputs.fill(0))
     with caplog.at_level(logging.INFO):
         solution = Admm(rho=rho)(problem)
     nearest = Nearest()(problem)
@@ -275,7 +230,7 @@ def test_a_group_without_input_is_rounded_to_nearest_and_the_others_are_solved()
     def kill_group(inputs):
         inputs[1] = 0
 
-    problem = _problem((3, 2, 6), per_channel=True, change=kill_group)
+    problem = make_problem((3, 2, 6), per_channel=True, change=kill_group)
     solution = Admm()(problem)
     nearest = Nearest()(problem)
     assert torch.equal(solution.codes[1], nearest.codes[1])
@@ -285,12 +240,12 @@ def test_a_group_without_input_is_rounded_to_nearest_and_the_others_are_solved()
 
 def test_weights_on_the_levels_already_are_left_alone():
     target = 0.25 * torch.tensor([[[2.0, -1.0, 0.0], [1.0, 1.0, -2.0]]], dtype=torch.float64)
-    problem = LayerProblem(target, _problem((1, 2, 3)).gram, Codebook.power_of_two(5))
-    assert torch.equal(_weights(problem, Admm()(problem)), target)
+    problem = LayerProblem(target, make_problem((1, 2, 3)).gram, Codebook.power_of_two(5))
+    assert torch.equal(weights_of(problem, Admm()(problem)), target)
 
 
 def test_zero_weights_stay_zero():
-    problem = LayerProblem(torch.zeros(1, 4, 6, dtype=torch.float64), _problem().gram, Codebook.power_of_two(3))
+    problem = LayerProblem(torch.zeros(1, 4, 6, dtype=torch.float64), make_problem().gram, Codebook.power_of_two(3))
     solution = Admm()(problem)
     assert solution.codes.unique().tolist() == [1]
     assert solution.errors == (0.0,)
@@ -304,7 +259,7 @@ def test_zero_weights_stay_zero():
 @pytest.mark.parametrize("rho", [None, 0.5], ids=["ρ = H₁₁", "ρ = 0.5 mean"])
 def test_the_codes_do_not_depend_on_the_size_of_weights_or_inputs(weight, gram, rho):
     for seed in range(5):
-        problem = _problem((2, 3, 6), 5, seed=seed)
+        problem = make_problem((2, 3, 6), 5, seed=seed)
         scaled = LayerProblem(problem.target * weight, problem.gram * gram, problem.codebook)
         solution, other = Admm(rho=rho)(problem), Admm(rho=rho)(scaled)
         assert torch.equal(other.codes, solution.codes)
@@ -313,7 +268,7 @@ def test_the_codes_do_not_depend_on_the_size_of_weights_or_inputs(weight, gram, 
 
 
 def test_the_problem_is_left_as_it_was():
-    problem = _problem()
+    problem = make_problem()
     target, gram = problem.target.clone(), problem.gram.clone()
     Admm()(problem)
     assert torch.equal(problem.target, target)
