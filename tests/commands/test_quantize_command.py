@@ -152,7 +152,7 @@ def _bad_inputs(workdir, digit_files, tiny):
     return {
         "unknown model": (["--model", "resnet21"], "unknown model 'resnet21'"),
         "unknown dataset": ([*tiny[:4], "--dataset", "cifar11"], "unknown dataset 'cifar11'"),
-        "unknown solver": ([*tiny, "--solver", "magic"], "unknown solver 'magic': expected one of admm, nearest"),
+        "unknown solver": ([*tiny, "--solver", "magic"], "unknown solver 'magic': expected one of admm, "),
         "kbits 4": ([*tiny, "--kbits", "4"], "'3', '5', '7', '9', '11'"),
         "missing folder": ([*tiny[:4], "--dataset", "cifar10", "--data-root", "nowhere"], "no folder nowhere"),
         "empty class": ([*tiny[:4], "--dataset", "folder", "--data-root", empty], "holds no images"),
