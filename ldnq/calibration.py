@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -147,6 +148,12 @@ class CalibrationImages:
         """All images once, in order, as the network takes them."""
         for batch in self.images.split(self.batch_size):
             yield self.normalize(batch.to(self.device))
+
+    def views(self, rounds: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """All images once as they are, then `rounds` times in random views."""
+        yield from self.batches()
+        per_round = -(-len(self.images) // self.batch_size)
+        yield from islice(self.random_batches(self.batch_size, generator), rounds * per_round)
 
     def random_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Shuffled and augmented batches without end; the last of a round may be smaller."""

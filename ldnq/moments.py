@@ -1,6 +1,6 @@
 """Second moments of a layer's inputs and targets, gathered batch by batch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +18,14 @@ class Moments:
     """Means over positions of a layer's products, float64; X are the student's unfolded inputs (d, positions), Y the
     teacher's outputs without bias (rows, positions).
 
-    `gram` E[X Xᵀ] (groups, d, d); `mean` E[X] (groups, d, 1); `cross` E[Y Xᵀ] (groups, rows, d); `energy` E‖y‖² of
-    all rows together; `positions` counts the columns.
+    `gram` E[X Xᵀ] (groups, d, d); `mean` E[X] (groups, d, 1); `cross` E[Y Xᵀ] (groups, rows, d); `target_mean` E[Y]
+    (groups, rows, 1); `energy` E‖y‖² of all rows together; `positions` counts the columns.
     """
 
     gram: Tensor
     mean: Tensor
     cross: Tensor
+    target_mean: Tensor
     energy: float
     positions: int
 
@@ -39,6 +40,28 @@ class Moments:
         one = torch.ones_like(self.mean[:, :1])
         return torch.cat([torch.cat([self.gram, self.mean], 2), torch.cat([self.mean.mT, one], 2)], 1)
 
+    def cross_with_ones(self, bias: Tensor) -> Tensor:
+        """Products of the targets, with `bias` (groups, rows, 1) in them, with those inputs: (groups, rows, d+1)."""
+        return torch.cat([self.cross + bias @ self.mean.mT, self.target_mean + bias], 2)
+
+    def centred(self) -> "Moments":
+        """The same of inputs and targets less their means: what matters where something else takes up an offset."""
+        return Moments(
+            self.gram - self.mean @ self.mean.mT,
+            torch.zeros_like(self.mean),
+            self.cross - self.target_mean @ self.mean.mT,
+            torch.zeros_like(self.target_mean),
+            self.energy - float(self.target_mean.square().sum()),
+            self.positions,
+        )
+
+    def gain(self, weights: Tensor) -> Tensor:
+        """The factor for every output of `weights` Ŵ (groups, rows, d) that brings it nearest to its target,
+        `⟨y,ŵX⟩/⟨ŵX,ŵX⟩`, (groups, rows, 1); 1 where they do not point the same way."""
+        overlap = (weights * self.cross).sum(2, keepdim=True)
+        norm = (weights @ self.gram * weights).sum(2, keepdim=True)
+        return torch.where((overlap > 0) & (norm > 0), overlap / norm, 1.0)
+
     def relative_error(self, weights: Tensor) -> float:
         """`‖Y − Ŵ X‖² / ‖Y‖²` of `weights` Ŵ (groups, rows, d); 0 where both are nothing."""
         quadratic = float((weights @ self.gram * weights).sum())
@@ -50,30 +73,42 @@ class Moments:
 
 
 @torch.no_grad()
-def gather_moments(student: nn.Module, teacher: nn.Module, layer: Layer, batches: Iterable[Tensor]) -> Moments:
+def gather_moments(
+    student: nn.Module,
+    teacher: nn.Module,
+    layer: Layer,
+    batches: Iterable[Tensor],
+    correction: Callable[[Tensor], Tensor | None] = lambda batch: None,
+) -> Moments:
     """Moments of `layer` over `batches` of network inputs: inputs as the student feeds them, targets as the teacher
-    computes them from its own. Never holds more than a slice of one unfolded batch."""
+    computes them from its own, plus `correction(batch)` if there is one. Never holds more than a slice of one unfolded
+    batch."""
     rows = layer.shape[0] // layer.groups
     d = layer.to_matrix(torch.empty(layer.shape, device="meta")).shape[-1]
     weight = student.get_submodule(layer.name).weight
     gram = torch.zeros(layer.groups, d, d, dtype=torch.float64, device=weight.device)
     cross = torch.zeros(layer.groups, rows, d, dtype=torch.float64, device=weight.device)
     total = torch.zeros(layer.groups, d, 1, dtype=torch.float64, device=weight.device)
+    target_total = torch.zeros(layer.groups, rows, 1, dtype=torch.float64, device=weight.device)
     teacher_layer = teacher.get_submodule(layer.name)
     energy, positions = 0.0, 0
     for batch in batches:
         student_calls = graph.run_to(student, layer, batch)
         teacher_calls = graph.run_to(teacher, layer, batch)
+        shift = correction(batch)
         for (inputs, _), (_, outputs) in zip(student_calls, teacher_calls, strict=True):
+            outputs = outputs if shift is None else outputs + shift
             # The network may run in bfloat16; the sums may not.
             with torch.autocast(inputs.device.type, enabled=False):
                 for x, y in _slices(student.get_submodule(layer.name), teacher_layer, inputs, outputs):
                     gram += x @ x.mT
                     cross += y @ x.mT
                     total += x.sum(2, keepdim=True)
+                    target_total += y.sum(2, keepdim=True)
                     energy += float(y.double().square().sum())
                     positions += x.shape[-1]
-    return Moments(gram / positions, total / positions, cross / positions, energy / positions, positions)
+    sums = (gram, total, cross, target_total)
+    return Moments(*(entry / positions for entry in sums), energy / positions, positions)
 
 
 def _slices(

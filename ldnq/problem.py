@@ -82,6 +82,15 @@ def factorize(matrix: Tensor) -> Tensor:
     return factor
 
 
+def least_squares(gram: Tensor, cross: Tensor, prior: Tensor, damping: float) -> Tensor:
+    """The weights W that minimize `‖Y − W X‖² + λ‖W − W₀‖²`, from `gram` X Xᵀ (groups, d, d), `cross` Y Xᵀ and `prior`
+    W₀ (groups, rows, d); λ is `damping` times the mean of the Gram matrix's diagonal."""
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
+    penalty = torch.where(mean > 0, damping * mean, 1.0)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_solve((cross + penalty * prior).mT, factorize(gram + penalty * identity)).mT
+
+
 def project(
     values: Tensor, codebook: Codebook, per_channel: bool, scale: Tensor | None = None, iterations: int = 30
 ) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ PACKAGE = Path(ldnq.__file__).parent
 ROWS = [
     ["errors"],
     ["config", "registry", "files", "progress"],
-    ["codebook", "packing", "preprocessing", "augmentation", "runtime", "graph"],
-    ["problem", "moments", "quantized", "datasets", "models"],
+    ["codebook", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring"],
+    ["problem", "moments", "joints", "quantized", "datasets", "models"],
     ["solvers", "calibration", "evaluation", "checkpoints", "data", "training", "runs"],
     ["stages", "network"],
     ["formats", "presets"],

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -74,3 +75,25 @@ def test_a_bias_is_the_weight_of_a_constant_input():
     found = moments.gather_moments(linear, linear, find_layers(linear, x[:1])[0][0], [x])
     extended = torch.cat([x, torch.ones(50, 1)], 1).double()
     torch.testing.assert_close(found.gram_with_ones[0], extended.T @ extended / 50, rtol=1e-5, atol=1e-7)
+    bias = linear.bias.detach().double().view(1, -1, 1)
+    expected = linear(x).detach().double().T @ extended / 50
+    torch.testing.assert_close(found.cross_with_ones(bias)[0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_centred_moments_are_covariances():
+    student, teacher = _pair(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(40, 6)
+    layer = find_layers(student, x[:1])[0][1]
+    shift = torch.randn(40, 3)
+    centred = moments.gather_moments(student, teacher, layer, [x], lambda batch: shift).centred()
+    inputs = student[:2](x).detach().double()
+    targets = (teacher(x) - teacher[2].bias + shift).detach().double()
+    inputs, targets = inputs - inputs.mean(0), targets - targets.mean(0)
+    torch.testing.assert_close(centred.gram[0], inputs.T @ inputs / 40, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(centred.cross[0], targets.T @ inputs / 40, rtol=1e-5, atol=1e-6)
+    assert centred.energy == pytest.approx(float(targets.square().sum(1).mean()), rel=1e-5)
+    weights = torch.randn(1, 3, 5, dtype=torch.float64)
+    outputs = inputs @ weights[0].T
+    slopes = [np.polyfit(outputs[:, k], targets[:, k], 1)[0] for k in range(3)]
+    gain = centred.gain(weights).flatten()
+    assert gain.tolist() == pytest.approx([slope if slope > 0 else 1.0 for slope in slopes], rel=1e-4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldnq.codebook import Codebook
-from ldnq.problem import LayerProblem, project
+from ldnq.problem import LayerProblem, least_squares, project
 
 KBITS = [3, 5, 7, 9, 11]
 
@@ -188,3 +188,50 @@ def test_the_error_is_the_squared_difference_of_the_outputs_summed_over_groups()
     problem = LayerProblem(torch.from_numpy(target), torch.from_numpy(gram), Codebook.power_of_two(3))
     expected = sum(np.square((w - g) @ x).sum() / 50 for w, g, x in zip(target, weights, inputs))
     assert problem.error(torch.from_numpy(weights)) == pytest.approx(expected)
+
+
+def test_least_squares_weights_are_those_of_the_stacked_system():
+    # ‖Y − W X‖² + λ‖W − W₀‖² is one plain least-squares problem with the prior as further observations.
+    rng = np.random.default_rng(0)
+    X, Y, prior = rng.standard_normal((5, 12)), rng.standard_normal((3, 12)), rng.standard_normal((3, 5))
+    penalty = 0.3 * np.trace(X @ X.T) / 5
+    stacked = np.hstack([X, np.sqrt(penalty) * np.eye(5)]), np.hstack([Y, np.sqrt(penalty) * prior])
+    expected = np.linalg.lstsq(stacked[0].T, stacked[1].T, rcond=None)[0].T
+    found = least_squares(*(torch.from_numpy(m)[None] for m in (X @ X.T, Y @ X.T, prior)), damping=0.3)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-9)
+
+
+def test_least_squares_without_inputs_keeps_the_prior():
+    prior = torch.randn(1, 2, 4, dtype=torch.float64)
+    nothing = torch.zeros(1, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(least_squares(nothing, torch.zeros_like(prior), prior, 0.01), prior)
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
+def test_a_fit_has_the_best_scale_and_its_error(per_channel):
+    rng = np.random.default_rng(1)
+    inputs = rng.standard_normal((2, 4, 400))  # nearly white: the signs of the weights point along them
+    gram = torch.from_numpy(inputs @ inputs.transpose(0, 2, 1))
+    problem = LayerProblem(
+        torch.from_numpy(rng.standard_normal((2, 3, 4))), gram, Codebook.power_of_two(3), per_channel
+    )
+    levels = problem.target.sign()
+    fit = problem.fit(levels, torch.ones(1, 1, 1, dtype=torch.float64))
+    assert fit.scale.numel() == (6 if per_channel else 1)
+    assert float(fit.error.sum()) == pytest.approx(problem.error(fit.scale * levels))
+    for factor in (0.99, 1.01):
+        assert problem.error(factor * fit.scale * levels) > float(fit.error.sum())
+
+
+def test_of_two_fits_the_better_is_taken_row_by_row():
+    rng = np.random.default_rng(2)
+    problem = LayerProblem(
+        torch.from_numpy(rng.standard_normal((1, 6, 4))), torch.eye(4).double()[None], Codebook.power_of_two(3), True
+    )
+    one, other = (
+        problem.fit(torch.from_numpy(rng.integers(-1, 2, (1, 6, 4)).astype(float)), torch.ones(1, 6, 1).double())
+        for _ in range(2)
+    )
+    best = one.or_better(other)
+    assert torch.equal(best.error, torch.minimum(one.error, other.error))
+    assert problem.error(best.scale * best.levels) == pytest.approx(float(best.error.sum()))

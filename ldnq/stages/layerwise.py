@@ -2,18 +2,20 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
+from torch import Tensor
 
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.errors import NetworkError, UsageError, shorten
 from ldnq.graph import Layer, SkippedLayer, find_layers
+from ldnq.joints import Joints, Receiver
 from ldnq.moments import Moments, gather_moments
-from ldnq.problem import LayerProblem, LayerSolution, Solver
+from ldnq.problem import LayerProblem, LayerSolution, Solver, least_squares
 from ldnq.progress import track
 from ldnq.quantized import LayerResult, QuantizationState, QuantizedWeight
 from ldnq.stages.cascade import Cascade
@@ -28,6 +30,11 @@ class Layerwise:
 
     `skip` are globs of layer names that stay float; `keep_first_last` adds the first and the last layer.
     `quantize_bias` puts the bias of linear layers on the same codebook and scale, as one more weight.
+
+    L-DNQ reconstructs what the teacher's weights would make of the student's inputs. With `asymmetric` it is the
+    teacher's own output, plus what the other branch of a residual block lacks: the weights are first moved to the
+    least-squares optimum (damped by `damping`), and batch norm or bias take up what is left of offset and gain. The
+    moments are then those of the images and of `views` random views of each.
     """
 
     solver: Solver
@@ -37,6 +44,9 @@ class Layerwise:
     skip: tuple[str, ...] = ()
     keep_first_last: bool = False
     cascade: Cascade | None = None
+    asymmetric: bool = False
+    damping: float = 0.01
+    views: int = 0
 
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
@@ -44,8 +54,9 @@ class Layerwise:
         found, unfit = find_layers(state.student, next(iter(calibration.batches()))[:2])
         layers, skipped = self._choose(found)
         state.skipped = [*unfit, *skipped]
+        joints = Joints(state.student, state.teacher) if self.asymmetric else None
         for position, layer in enumerate(track(layers, "quantizing layers"), 1):
-            result = self._quantize(state, layer, calibration)
+            result = self._quantize(state, layer, joints, calibration.views(self.views, generator))
             state.results.append(result)
             log.info(
                 "layer %d of %d, %s %s: relative error %.4f",
@@ -77,23 +88,45 @@ class Layerwise:
             raise NetworkError(f"expected at least one Conv2d or Linear layer to quantize: {reason}")
         return chosen, left_out
 
-    def _quantize(self, state: QuantizationState, layer: Layer, calibration: CalibrationImages) -> LayerResult:
+    def _quantize(
+        self, state: QuantizationState, layer: Layer, joints: Joints | None, batches: Iterable[Tensor]
+    ) -> LayerResult:
         started = time.perf_counter()
-        moments = gather_moments(state.student, state.teacher, layer, calibration.batches())
-        _remark(layer, moments)
-        weight = state.student.get_parameter(layer.weight_name)
-        target = layer.to_matrix(weight.detach().double())
-        gram = moments.gram
         with_bias = self._with_bias(state, layer)
-        if with_bias:
-            bias = state.student.get_parameter(layer.bias_name).detach().double()
-            target = torch.cat([target, bias.view(1, -1, 1)], 2)
-            gram = moments.gram_with_ones
-        solution = self.solver(LayerProblem(target, gram, self.codebook, self.per_channel))
+        receiver = joints.receiver(layer.name) if joints and not with_bias else None
+        correction = joints.correction(layer.name) if joints else lambda batch: None
+        moments = gather_moments(state.student, state.teacher, layer, batches, correction)
+        _remark(layer, moments)
+        # Where something takes up an offset, the means of inputs and outputs do not matter.
+        fitted = moments.centred() if receiver else moments
+        problem = self._problem(state, layer, fitted, with_bias, receiver)
+        solution = self.solver(problem)
+        if problem.per_channel and not self.per_channel:
+            # Batch norm takes up what tells the channels' scales apart.
+            solution = replace(solution, scale=solution.scale.mean((0, 1), keepdim=True))
         weights = self._split(layer, solution, with_bias)
         for name, quantized in weights.items():
             state.write(name, quantized)
-        return _result(layer, solution, weights[layer.weight_name], moments, time.perf_counter() - started)
+        matrix = layer.to_matrix(weights[layer.weight_name].dequantize().double()).to(moments.gram.device)
+        gain = fitted.gain(matrix) if receiver and receiver.takes_gain else torch.ones_like(moments.target_mean)
+        if receiver:
+            receiver.take(*(entry.flatten() for entry in (gain, matrix @ moments.mean, moments.target_mean)))
+        error = fitted.relative_error(gain * matrix)
+        return _result(layer, solution, weights[layer.weight_name], error, time.perf_counter() - started)
+
+    def _problem(
+        self, state: QuantizationState, layer: Layer, moments: Moments, with_bias: bool, receiver: Receiver | None
+    ) -> LayerProblem:
+        target = layer.to_matrix(state.student.get_parameter(layer.weight_name).detach().double())
+        gram, cross = moments.gram, moments.cross
+        if with_bias:
+            bias = state.student.get_parameter(layer.bias_name).detach().double().view(1, -1, 1)
+            target = torch.cat([target, bias], 2)
+            gram, cross = moments.gram_with_ones, moments.cross_with_ones(bias)
+        if self.asymmetric:
+            target = least_squares(gram, cross, target, self.damping)
+        free_scales = receiver is not None and receiver.takes_gain
+        return LayerProblem(target, gram, self.codebook, self.per_channel or free_scales)
 
     def _with_bias(self, state: QuantizationState, layer: Layer) -> bool:
         return (
@@ -124,7 +157,7 @@ def _remark(layer: Layer, moments: Moments) -> None:
 
 
 def _result(
-    layer: Layer, solution: LayerSolution, weight: QuantizedWeight, moments: Moments, seconds: float
+    layer: Layer, solution: LayerSolution, weight: QuantizedWeight, relative_error: float, seconds: float
 ) -> LayerResult:
     return LayerResult(
         name=layer.name,
@@ -134,7 +167,7 @@ def _result(
         scale_min=float(weight.scale.min()),
         scale_max=float(weight.scale.max()),
         zero_fraction=weight.zero_fraction,
-        relative_error=moments.relative_error(layer.to_matrix(weight.dequantize().double())),
+        relative_error=relative_error,
         iterations=len(solution.errors) - 1,
         seconds=seconds,
     )

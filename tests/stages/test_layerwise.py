@@ -132,3 +132,70 @@ def test_dead_inputs_and_too_few_positions_are_said_aloud(caplog):
     assert "0: 4 positions for 6 inputs leave its Gram matrix singular" in caplog.text
     assert "2: 1 of 5 inputs are always zero" in caplog.text
     assert all(torch.isfinite(weight.scale).all() for weight in state.weights.values())
+
+
+class Residual(nn.Module):
+    """Two blocks and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(8)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(2))
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem_norm(self.stem(x)).relu()
+        for conv, norm in zip(self.convs, self.norms):
+            x = (norm(conv(x)) + x).relu()
+        return self.linear(x.mean((2, 3)))
+
+
+def _residual():
+    network = Residual()
+    for _ in range(20):
+        network(torch.randn(32, 3, 8, 8) + 0.5)
+    return network.eval()
+
+
+def _distance(network, state, x):
+    with torch.no_grad():
+        return float((network(x) - state.student(x)).square().mean())
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["scale per layer", "scale per channel"])
+def test_asymmetric_reconstruction_brings_the_outputs_nearer_to_the_teachers(per_channel):
+    torch.manual_seed(3)
+    network = _residual()
+    x = torch.randn(64, 3, 8, 8) + 0.5
+    torch.manual_seed(0)
+    symmetric = _quantize(network, per_channel=per_channel)
+    torch.manual_seed(0)
+    asymmetric = _quantize(network, per_channel=per_channel, asymmetric=True)
+    assert _distance(network, asymmetric, x) < 0.8 * _distance(network, symmetric, x)
+    assert all(w.scale.numel() == (len(w.codes) if per_channel else 1) for w in asymmetric.weights.values())
+
+
+def test_asymmetric_reconstruction_centres_the_logits():
+    torch.manual_seed(3)
+    network = _residual()
+    images = torch.randn(48, 3, 8, 8) + 0.5
+    calibration = CalibrationImages(images, lambda batch: batch, None, 16, torch.device("cpu"))
+    state = QuantizationState(copy.deepcopy(network), network)
+    state = Layerwise(Admm(), TERNARY, asymmetric=True)(state, calibration, torch.Generator())
+    with torch.no_grad():
+        torch.testing.assert_close(state.student(images).mean(0), network(images).mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_a_quantized_bias_is_part_of_the_asymmetric_target():
+    torch.manual_seed(3)
+    network = _residual()
+    x = torch.randn(64, 3, 8, 8) + 0.5
+    options = dict(codebook=Codebook.power_of_two(11), quantize_bias=True)
+    torch.manual_seed(0)
+    symmetric = _quantize(network, **options)
+    torch.manual_seed(0)
+    state = _quantize(network, **options, asymmetric=True)
+    assert torch.equal(state.student.linear.bias.detach(), state.weights["linear.bias"].dequantize())
+    assert _distance(network, state, x) < 0.8 * _distance(network, symmetric, x)
