@@ -46,6 +46,12 @@ class Wiring:
         others = [argument for argument in user.args if isinstance(argument, fx.Node) and argument is not node]
         return others[0].name if others else None
 
+    def blocks(self) -> list[str]:
+        """The smallest modules that add one branch to another, in the order in which they run: residual blocks."""
+        sums = [node for node in self.traced.graph.nodes if node.target in SUMS] if self.traced else []
+        stacks = [list(node.meta.get("nn_module_stack", ())) for node in sums]
+        return list(dict.fromkeys(stack[-1] for stack in stacks if stack))
+
     @torch.no_grad()
     def value(self, name: str, batch: Tensor) -> Tensor:
         """The value called `name` in the pass of `batch`, which ends there."""

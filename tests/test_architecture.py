@@ -15,7 +15,7 @@ ROWS = [
     ["config", "registry", "files", "progress"],
     ["codebook", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring"],
     ["problem", "moments", "joints", "quantized", "datasets", "models"],
-    ["solvers", "calibration", "evaluation", "checkpoints", "data", "training", "runs"],
+    ["quantizers", "solvers", "calibration", "evaluation", "checkpoints", "data", "training", "runs"],
     ["stages", "network"],
     ["formats", "presets"],
     ["pipeline"],

@@ -77,6 +77,15 @@ def test_joints_of_known_networks_are_found(name, arguments, pairs, sums):
     assert sum(wiring.addend(layer) is not None for layer in layers) == sums
 
 
+def test_blocks_are_the_smallest_modules_with_a_sum():
+    assert Wiring(models.get("resnet20").build().eval()).blocks() == [
+        f"layer{i}.{j}" for i in (1, 2, 3) for j in range(3)
+    ]
+    blocks = Wiring(models.get("mobilenet_v2").build(num_classes=10).eval()).blocks()
+    assert blocks[:3] == ["features.3", "features.5", "features.6"]
+    assert Wiring(models.get("vgg11").build(num_classes=10).eval()).blocks() == []
+
+
 class Shared(nn.Module):
     """One convolution that runs twice, and another whose output is also used beside its batch norm."""
 

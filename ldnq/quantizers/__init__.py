@@ -1,0 +1,1 @@
+"""Fake quantization with gradients: one file per method."""
