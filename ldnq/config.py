@@ -76,6 +76,7 @@ class RecipeConfig:
     skip: tuple[str, ...] = ()
     keep_first_last: bool = False
     training: bool = True
+    views: int | None = None
     cascade_epochs: int | None = None
     cascade_lr: float | None = None
 
@@ -83,6 +84,8 @@ class RecipeConfig:
         object.__setattr__(self, "skip", tuple(self.skip))
         if self.method not in METHODS:
             raise UsageError(f"expected a method of {', '.join(METHODS)}, got {self.method!r}")
+        if self.views is not None and self.views < 0:
+            raise UsageError(f"expected no negative number of views, got {self.views}")
         if self.cascade_epochs is not None and self.cascade_epochs < 0:
             raise UsageError(f"expected no negative number of cascade epochs, got {self.cascade_epochs}")
         if self.cascade_lr is not None and not self.cascade_lr > 0:

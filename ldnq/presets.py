@@ -36,17 +36,20 @@ def stages(recipe: RecipeConfig) -> tuple[Stage, ...]:
     return presets.get(recipe.preset).stages(recipe)
 
 
-def _paper(recipe: RecipeConfig) -> tuple[Stage, ...]:
-    return (
-        Layerwise(
-            solver=solvers.get(recipe.solver)(),
-            codebook=Codebook.power_of_two(recipe.kbits),
-            per_channel=recipe.scale == "channel",
-            quantize_bias=recipe.quantize_bias,
-            skip=recipe.skip,
-            keep_first_last=recipe.keep_first_last,
-            cascade=Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr) if recipe.training else None,
-        ),
+def _layerwise(recipe: RecipeConfig, *, asymmetric: bool) -> Layerwise:
+    cascade = (
+        Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr) if recipe.training and recipe.cascade_epochs else None
+    )
+    return Layerwise(
+        solver=solvers.get(recipe.solver)(),
+        codebook=Codebook.power_of_two(recipe.kbits),
+        per_channel=recipe.scale == "channel",
+        quantize_bias=recipe.quantize_bias,
+        skip=recipe.skip,
+        keep_first_last=recipe.keep_first_last,
+        cascade=cascade,
+        asymmetric=asymmetric,
+        views=recipe.views,
     )
 
 
@@ -54,7 +57,21 @@ presets.add(
     "paper",
     Preset(
         "L-DNQ as published: ADMM, one scale a layer, cascade update",
-        {"solver": "admm", "scale": "layer", "cascade_epochs": Cascade.max_epochs, "cascade_lr": Cascade.lr},
-        _paper,
+        {
+            "solver": "admm",
+            "scale": "layer",
+            "views": 0,
+            "cascade_epochs": Cascade.max_epochs,
+            "cascade_lr": Cascade.lr,
+        },
+        lambda recipe: (_layerwise(recipe, asymmetric=False),),
+    ),
+)
+presets.add(
+    "fast",
+    Preset(
+        "no gradient step: asymmetric targets, coordinate descent, batch norm corrected after every layer",
+        {"solver": "coordinate-descent", "scale": "layer", "views": 1, "cascade_epochs": 0, "cascade_lr": Cascade.lr},
+        lambda recipe: (_layerwise(recipe, asymmetric=True),),
     ),
 )

@@ -41,6 +41,7 @@ OPTIONS = {
     "scale": "channel",
     "quantize_bias": True,
     "skip": ("conv1", "linear"),
+    "views": 2,
     "cascade_epochs": 4,
     "cascade_lr": 0.01,
     "keep_first_last": True,

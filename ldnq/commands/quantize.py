@@ -39,6 +39,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--skip", multiple=True, metavar="NAME", help="Keep layers of this name (a glob) float. Repeatable.")
 @click.option("--keep-first-last", is_flag=True, help="Keep the first and the last layer float.")
 @click.option("--training/--no-training", default=True, show_default=True, help="Allow gradient steps.")
+@click.option("--views", type=click.IntRange(0), help="Random views of each image beside it. [default: the preset's]")
 @click.option("--cascade-epochs", type=click.IntRange(0), help="At most so many after each layer. [default: preset's]")
 @click.option("--cascade-lr", type=float, help="Learning rate of the cascade update. [default: the preset's]")
 @options.runtime_options

@@ -45,6 +45,19 @@ def test_a_run_leaves_config_metrics_layers_and_model(ldnq, tiny, workdir):
     assert f"{metrics['quantized_top1']:.2f}%" in result.out
 
 
+def test_the_fast_preset_takes_no_gradient_step_and_keeps_most_of_the_accuracy(ldnq, tiny, workdir):
+    result = ldnq("quantize", *tiny, "--preset", "fast", "--output", "fast")
+    assert result.code == 0, result.err
+    assert ldnq("quantize", *tiny, "--no-training", "--output", "paper").code == 0
+    fast, paper = _metrics(workdir / "fast"), _metrics(workdir / "paper")
+    assert (fast["solver"], fast["preset"]) == ("coordinate-descent", "fast")
+    assert fast["quantized_top1"] > paper["quantized_top1"]
+    assert fast["packed_bytes"] == pytest.approx(paper["packed_bytes"], abs=64)
+    again = ldnq("quantize", "--config", "fast/config.json", "--no-training", "--output", "again")
+    assert again.code == 0, again.err
+    assert _metrics(workdir / "again")["quantized_top1"] == fast["quantized_top1"]
+
+
 def test_the_accuracy_of_the_file_is_the_accuracy_reported(ldnq, tiny, workdir):
     ldnq("quantize", *tiny, "--no-training", "--output", "run")
     again = ldnq("evaluate", "run/model.h5", "--model", "tiny_network:build", "--json")
