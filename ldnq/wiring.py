@@ -41,14 +41,14 @@ class Wiring:
         norm = self.batch_norm_after(layer)
         node = self._layers.get(norm or layer)
         user = self._only_user(node)
-        if user is None or user.target not in SUMS or user.kwargs or len(user.args) != 2:
+        if user is None or not _is_sum(user) or user.kwargs or len(user.args) != 2:
             return None
         others = [argument for argument in user.args if isinstance(argument, fx.Node) and argument is not node]
         return others[0].name if others else None
 
     def blocks(self) -> list[str]:
         """The smallest modules that add one branch to another, in the order in which they run: residual blocks."""
-        sums = [node for node in self.traced.graph.nodes if node.target in SUMS] if self.traced else []
+        sums = [node for node in self.traced.graph.nodes if _is_sum(node)] if self.traced else []
         stacks = [list(node.meta.get("nn_module_stack", ())) for node in sums]
         return list(dict.fromkeys(stack[-1] for stack in stacks if stack))
 
@@ -64,6 +64,11 @@ class Wiring:
     @staticmethod
     def _only_user(node: fx.Node | None) -> fx.Node | None:
         return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+
+
+def _is_sum(node: fx.Node) -> bool:
+    # A module may be called "add" and do something else.
+    return node.op in ("call_function", "call_method") and node.target in SUMS
 
 
 class _Reached(Exception):

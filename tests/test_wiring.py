@@ -86,6 +86,21 @@ def test_blocks_are_the_smallest_modules_with_a_sum():
     assert Wiring(models.get("vgg11").build(num_classes=10).eval()).blocks() == []
 
 
+class Named(nn.Module):
+    """Has a module that is called "add", and adds nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.add = nn.Identity()
+
+    def forward(self, x):
+        return self.add(x)
+
+
+def test_a_module_called_add_is_no_sum():
+    assert Wiring(Named().eval()).blocks() == []
+
+
 class Shared(nn.Module):
     """One convolution that runs twice, and another whose output is also used beside its batch norm."""
 
