@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -143,6 +143,12 @@ class CalibrationImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def split(self, share: float, generator: torch.Generator) -> tuple["CalibrationImages", "CalibrationImages"]:
+        """The images without a random `share` of them, and that share; both at least one image, of two or more."""
+        order = torch.randperm(len(self), generator=generator)
+        count = min(max(1, round(share * len(self))), len(self) - 1)
+        return replace(self, images=self.images[order[count:]]), replace(self, images=self.images[order[:count]])
 
     def batches(self) -> Iterator[Tensor]:
         """All images once, in order, as the network takes them."""

@@ -62,6 +62,13 @@ class Codebook:
         """Levels of `codes`, in units of the scale."""
         return torch.tensor(self.levels, dtype=dtype, device=codes.device)[codes.long()]
 
+    def cell(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """The least and the greatest value that `nearest` gives these codes, none beyond the outermost levels."""
+        levels = torch.tensor(self.levels, dtype=dtype, device=codes.device)
+        middles = (levels[1:] + levels[:-1]) / 2
+        lower, upper = torch.cat([levels[:1], middles]), torch.cat([middles, levels[-1:]])
+        return lower[codes.long()], upper[codes.long()]
+
     def __str__(self) -> str:
         half = [f"{level:g}" for level in self.levels if level > 0]
         zero = ["0"] if self.num_levels % 2 else []

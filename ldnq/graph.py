@@ -1,11 +1,14 @@
 """A network's quantizable layers: which there are, in which order they run, and how weights become matrices."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ldnq.errors import NetworkError
 
@@ -117,6 +120,23 @@ def run_to(module: nn.Module, layer: Layer, batch: Tensor) -> list[tuple[Tensor,
     finally:
         handle.remove()
     return calls
+
+
+@contextmanager
+def recorded(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """While inside, the outputs of the modules called `names` in the latest pass, by name."""
+    outputs: dict[str, Tensor] = {}
+
+    def hook(name: str) -> RemovableHandle:
+        child = module.get_submodule(name)
+        return child.register_forward_hook(lambda _, inputs, output: outputs.__setitem__(name, output))
+
+    handles = [hook(name) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def unfold(layer: nn.Module, x: Tensor) -> Tensor:

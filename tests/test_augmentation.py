@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldnq.augmentation import PADDING, SMALL, Augmentation
+from ldnq.augmentation import PADDING, SMALL, Augmentation, mix
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -105,3 +105,49 @@ def test_large_pictures_are_mirrored_every_second_time():
 
 def test_a_larger_picture_gives_views_of_the_wanted_size():
     assert Augmentation(96)(pictures(2, 128), generator()).shape == (2, 3, 96, 96)
+
+
+def test_brightness_contrast_and_saturation_change_within_their_share():
+    images = torch.full((200, 3, 8, 8), 100.0)
+    bright = Augmentation(8, flip=False, colour=0.3)._recolour(images, generator())[:, 0, 0, 0]
+    assert 70 <= bright.min() < 75
+    assert 125 < bright.max() <= 130
+    ramp = torch.linspace(90, 110, 64).view(1, 1, 8, 8).expand(200, 3, 8, 8)
+    contrast = Augmentation(8, flip=False, colour=0.3)._recolour(ramp, generator())
+    spread = contrast.amax((1, 2, 3)) - contrast.amin((1, 2, 3))
+    assert 20 * 0.49 <= spread.min() < 20 * 0.7
+    assert 20 * 1.4 < spread.max() <= 20 * 1.69
+    tinted = torch.tensor([90.0, 100.0, 110.0]).view(1, 3, 1, 1).expand(200, 3, 8, 8)
+    tint = Augmentation(8, flip=False, colour=0.3)._recolour(tinted, generator())
+    assert (tint[:, 2] - tint[:, 0]).std() > 1
+
+
+def test_colours_stay_within_those_of_an_image():
+    views = Augmentation(8, colour=0.9)(pictures(50, 8), generator())
+    assert views.min() >= 0
+    assert views.max() <= 255
+
+
+def test_a_share_of_the_images_is_mixed_with_another():
+    # Every image has one value of its own: what is mixed shows two of them.
+    values = torch.arange(400.0)
+    mixed = mix(values.view(-1, 1, 1, 1).expand(400, 3, 16, 16), 0.5, generator())
+    untouched = (mixed == values.view(-1, 1, 1, 1)).flatten(1).all(1)
+    assert 160 < untouched.sum() < 250
+    plain = (mixed == mixed[:, :1, :1, :1]).flatten(1).all(1)
+    blended, pasted = plain & ~untouched, ~plain
+    assert 60 < blended.sum() < 140
+    assert 60 < pasted.sum() < 140
+    for image, own in zip(mixed[pasted], values[pasted]):
+        other = image[image != own]
+        assert len(other.unique()) == 1
+        rows, columns = (image[0] != own).any(1).nonzero(), (image[0] != own).any(0).nonzero()
+        assert len(other) == 3 * (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+
+
+def test_without_a_share_nothing_is_mixed_and_vectors_are_blended_alone():
+    images = torch.rand(20, 3, 6, 6)
+    assert torch.equal(mix(images, 0.0, generator()), images)
+    vectors = torch.arange(50.0)[:, None].expand(50, 4)
+    mixed = mix(vectors, 1.0, generator())
+    assert torch.equal(mixed, mixed[:, :1].expand(50, 4))

@@ -306,3 +306,13 @@ def test_random_batches_repeat_with_the_seed_and_are_augmented():
     assert shifted.shape == plain.shape
     assert not torch.equal(shifted, plain)
     assert torch.equal(shifted.amax((1, 2, 3)), plain.amax((1, 2, 3)))
+
+
+@pytest.mark.parametrize(("total", "share", "kept"), [(10, 0.2, 8), (10, 0.01, 9), (3, 0.9, 1), (2, 0.5, 1)])
+def test_a_share_of_the_images_is_set_apart(total, share, kept):
+    rest, apart = held(total).split(share, torch.Generator().manual_seed(0))
+    numbers = [images.images[:, 0, 0, 0].tolist() for images in (rest, apart)]
+    assert len(numbers[0]) == kept
+    assert sorted(numbers[0] + numbers[1]) == numbered(total)[:, 0, 0, 0].tolist()
+    other, _ = held(total).split(share, torch.Generator().manual_seed(1))
+    assert total < 10 or other.images[:, 0, 0, 0].tolist() != numbers[0]

@@ -138,3 +138,14 @@ def test_too_few_or_too_many_levels_are_refused(count):
 )
 def test_a_codebook_prints_as_its_levels(codebook, text):
     assert str(codebook) == text
+
+
+@pytest.mark.parametrize("codebook", CODEBOOKS, ids=str)
+def test_a_cell_holds_the_values_that_round_to_its_level(codebook):
+    values = torch.linspace(codebook.levels[0], codebook.levels[-1], 3001)
+    codes = codebook.nearest(values)
+    lower, upper = codebook.cell(codes)
+    assert bool(((lower <= values) & (values <= upper)).all())
+    outside = (codebook.nearest(lower - 1e-3) != codes) | (lower == codebook.levels[0])
+    assert bool(outside.all())
+    assert bool(((codebook.nearest(upper + 1e-3) != codes) | (upper == codebook.levels[-1])).all())

@@ -115,3 +115,16 @@ def test_a_network_that_cannot_take_the_input_is_named_in_one_line():
     with pytest.raises(NetworkError, match=r"fails on a batch of shape \(1, 1, 8, 8\)") as error:
         find_layers(Backwards().eval(), torch.randn(1, 1, 8, 8))
     assert "\n" not in str(error.value)
+
+
+def test_outputs_of_modules_are_recorded_while_inside():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    x, y = torch.randn(5, 3), torch.randn(2, 3)
+    with graph.recorded(network, ["0", "1.0"]) as outputs:
+        network(x)
+        assert set(outputs) == {"0", "1.0"}
+        assert torch.equal(outputs["1.0"], network[0](x).relu())
+        network(y)
+        assert torch.equal(outputs["0"], network[0](y))
+    network(x)
+    assert len(outputs["0"]) == 2

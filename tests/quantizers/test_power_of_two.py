@@ -59,6 +59,17 @@ def test_gradient_steps_move_codes_and_scales_towards_the_target():
     assert torch.equal(state.student[0].weight.detach(), found.dequantize())
 
 
+def test_latent_values_start_near_the_float_weight_in_the_cell_of_their_code():
+    rounding = Rounding(QuantizedWeight(torch.zeros(1, 6, dtype=torch.uint8), torch.tensor([2.0]), FIVE), 2)
+    codes = torch.tensor([[2, 2, 3, 3, 4, 0]], dtype=torch.uint8)
+    # Least squares of the levels 0 0 1 1 2 -2 to the weight: a scale of 2.
+    weight = torch.tensor([[0.4, -9.0, 2.0, 2.8, 3.2, -4.4]])
+    expected = torch.tensor([[0.2 * 0.9, -0.5 * 0.9, 1.0, 1 + 0.4 * 0.9, 2 - 0.4 * 0.9, -2.0]])
+    start = rounding.start(codes, weight)
+    torch.testing.assert_close(start, expected)
+    assert torch.equal(FIVE.nearest(start), codes)
+
+
 def test_gradients_pass_the_rounding():
     weight = QuantizedWeight(torch.zeros(4, dtype=torch.uint8), torch.tensor([2.0]), FIVE)
     rounding = Rounding(weight, 1)

@@ -1,0 +1,149 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ldnq.augmentation import Augmentation
+from ldnq.calibration import CalibrationImages
+from ldnq.codebook import Codebook
+from ldnq.quantized import QuantizationState
+from ldnq.solvers.nearest import Nearest
+from ldnq.stages.distillation import Best, Distillation, divergence, relative_error
+from ldnq.stages.layerwise import Layerwise
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return (x + self.norm(self.conv(x))).relu()
+
+
+def _network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Residual(), Residual(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+
+
+def _images(count=40, augmentation=None):
+    return CalibrationImages(torch.randn(count, 3, 8, 8), lambda batch: batch, augmentation, 32, torch.device("cpu"))
+
+
+def _rounded(images, kbits=3):
+    teacher = _network().requires_grad_(False)
+    # A teacher that tells inputs apart.
+    with torch.no_grad():
+        teacher[-1].weight.mul_(20)
+    state = QuantizationState(copy.deepcopy(teacher).requires_grad_(True), teacher)
+    return Layerwise(Nearest(), Codebook.power_of_two(kbits))(state, images, torch.Generator())
+
+
+def _distance(state, images):
+    with torch.no_grad():
+        return float(divergence(state.student(images.images), state.teacher(images.images)))
+
+
+SHORT = Distillation(steps=60, batch_size=16, latent_lr=0.02, lr=0.01, decay=0.8)
+
+
+def test_the_student_comes_nearer_to_the_teacher_on_images_it_has_not_seen():
+    images, unseen = _images(), _images(200)
+    state = _rounded(images)
+    before, start = dict(state.weights), _distance(state, unseen)
+    state = SHORT(state, images, torch.Generator().manual_seed(0))
+    assert _distance(state, unseen) < 0.5 * start
+    changed = sum(int((before[name].codes != weight.codes).sum()) for name, weight in state.weights.items())
+    assert changed > 10
+
+
+def test_what_comes_out_is_on_the_codebook_and_frozen():
+    images = _images()
+    state = SHORT(_rounded(images), images, torch.Generator())
+    for name, weight in state.weights.items():
+        parameter = state.student.get_parameter(name)
+        assert torch.equal(parameter.detach(), weight.dequantize())
+        assert not parameter.requires_grad
+    assert list(state.student.state_dict()) == list(state.teacher.state_dict())
+    assert not any(module.training for module in state.student.modules())
+
+
+def test_teacher_and_running_statistics_stay_as_they_are():
+    images = _images()
+    state = _rounded(images)
+    teacher, buffers = copy.deepcopy(state.teacher.state_dict()), copy.deepcopy(dict(state.student.named_buffers()))
+    SHORT(state, images, torch.Generator())
+    assert all(torch.equal(teacher[name], tensor) for name, tensor in state.teacher.state_dict().items())
+    assert all(torch.equal(buffers[name], tensor) for name, tensor in state.student.named_buffers())
+
+
+def test_weights_of_layers_that_stay_float_are_left_alone():
+    images = _images()
+    teacher = _network()
+    state = QuantizationState(copy.deepcopy(teacher), teacher)
+    state = Layerwise(Nearest(), Codebook.power_of_two(3), skip=("7",))(state, images, torch.Generator())
+    state = SHORT(state, images, torch.Generator())
+    assert torch.equal(state.student[7].weight, teacher[7].weight)
+    assert not torch.equal(state.student[7].bias, teacher[7].bias)
+
+
+def test_a_training_that_goes_astray_ends_where_it_began():
+    images = _images()
+    state = _rounded(images, kbits=11)
+    before = copy.deepcopy(state.student.state_dict())
+    state = replace(SHORT, latent_lr=3.0, lr=30.0)(state, images, torch.Generator())
+    for name, tensor in state.student.state_dict().items():
+        torch.testing.assert_close(tensor, before[name])
+
+
+def test_equal_seeds_give_equal_students():
+    images = _images(augmentation=Augmentation(8))
+    state = _rounded(images)
+    students = [
+        SHORT(copy.deepcopy(state), images, torch.Generator().manual_seed(5)).student.state_dict() for _ in range(2)
+    ]
+    assert all(torch.equal(one, two) for one, two in zip(*(student.values() for student in students)))
+
+
+def test_a_single_image_is_no_training_set():
+    images = _images(1)
+    state = _rounded(images)
+    before = copy.deepcopy(state.student.state_dict())
+    state = SHORT(state, images, torch.Generator())
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
+
+
+def test_the_divergence_is_that_of_the_softened_classes():
+    ours, theirs = torch.randn(6, 5), torch.randn(6, 5)
+    for temperature in (1.0, 3.0):
+        p, q = ((logits.double() / temperature).softmax(1) for logits in (theirs, ours))
+        expected = temperature**2 * float((p * (p / q).log()).sum(1).mean())
+        assert float(divergence(ours, theirs, temperature)) == pytest.approx(expected, rel=1e-4)
+    maps = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3, 3)
+    flat = [tensor.permute(0, 2, 3, 1).reshape(-1, 5) for tensor in maps]
+    assert float(divergence(*maps)) == pytest.approx(float(divergence(*flat)), rel=1e-5)
+    assert float(divergence(theirs, theirs)) == pytest.approx(0, abs=1e-6)
+
+
+def test_outputs_without_classes_are_compared_by_their_values():
+    ours, theirs = torch.randn(6, 1), torch.randn(6, 1)
+    assert divergence(ours, theirs) == relative_error(ours, theirs)
+    assert float(relative_error(ours, theirs)) == pytest.approx(
+        float(F.mse_loss(ours, theirs) * 6 / theirs.norm() ** 2)
+    )
+
+
+def test_the_best_parameters_are_those_of_the_lowest_loss():
+    module = nn.Linear(2, 1)
+    best = Best(module, 1.0)
+    kept = copy.deepcopy(module.state_dict())
+    nn.init.zeros_(module.weight)
+    best.offer(module, 1.5)
+    best.restore(module)
+    assert torch.equal(module.weight, kept["weight"])
