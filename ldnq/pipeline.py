@@ -78,7 +78,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         class_names=data.class_names,
         provenance={"ldnq": ldnq.__version__, "source": network.source} | metrics,
     )
-    folder.write_layers(state.results, state.skipped)
+    folder.write_layers(state)
     sizes = h5.save(model, folder.model)
     metrics |= {
         "float_bytes": model.float_bytes,

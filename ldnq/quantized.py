@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldnq.codebook import Codebook
 from ldnq.errors import NetworkError
-from ldnq.graph import SkippedLayer
+from ldnq.graph import Layer, SkippedLayer
 from ldnq.preprocessing import Preprocessing
 
 
@@ -38,15 +38,9 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What became of one layer; a row of `layers.csv`."""
+    """How a `layer` was quantized by itself; stages that follow may change its weights once more."""
 
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    num_levels: int
-    scale_min: float
-    scale_max: float
-    zero_fraction: float
+    layer: Layer
     relative_error: float
     iterations: int
     seconds: float

@@ -11,8 +11,7 @@ from typing import Any
 from ldnq.config import RunConfig
 from ldnq.errors import UsageError
 from ldnq.files import write_json, write_text
-from ldnq.graph import SkippedLayer
-from ldnq.quantized import LayerResult
+from ldnq.quantized import LayerResult, QuantizationState, QuantizedWeight
 
 COLUMNS = (
     "name", "kind", "shape", "kbits", "scale_min", "scale_max", "zero_fraction", "relative_error", "iterations",
@@ -45,16 +44,16 @@ class RunFolder:
         """What the run was asked for, enough to repeat it."""
         write_json(self.path / "config.json", config.to_dict())
 
-    def write_layers(self, results: Sequence[LayerResult], skipped: Sequence[SkippedLayer]) -> None:
+    def write_layers(self, state: QuantizationState) -> None:
         """One row a layer in the order of execution, then those that stayed float."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for r in results:
-            values = (r.scale_min, r.scale_max, r.zero_fraction, r.relative_error, r.iterations, r.seconds, "")
-            writer.writerow(dict(zip(COLUMNS, (r.name, r.kind, _shape(r.shape), r.num_levels, *map(_number, values)))))
-        for s in skipped:
-            writer.writerow({"name": s.name, "kind": s.kind, "shape": _shape(s.shape), "reason": s.reason})
+        for result in state.results:
+            writer.writerow(_row(result, state.weights[result.layer.weight_name]))
+        for layer in state.skipped:
+            row = {"name": layer.name, "kind": layer.kind, "shape": _shape(layer.shape), "reason": layer.reason}
+            writer.writerow(row)
         write_text(self.path / "layers.csv", text.getvalue())
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -75,9 +74,25 @@ def default_folder(model: str, dataset: str, kbits: int) -> Path:
     raise AssertionError("unreachable")
 
 
+def _row(result: LayerResult, weight: QuantizedWeight) -> dict[str, str]:
+    values = {
+        "name": result.layer.name,
+        "kind": result.layer.kind,
+        "shape": _shape(result.layer.shape),
+        "kbits": weight.codebook.num_levels,
+        "scale_min": float(weight.scale.min()),
+        "scale_max": float(weight.scale.max()),
+        "zero_fraction": weight.zero_fraction,
+        "relative_error": result.relative_error,
+        "iterations": result.iterations,
+        "seconds": result.seconds,
+    }
+    return {name: _text(value) for name, value in values.items()}
+
+
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _number(value: float | str) -> str:
+def _text(value: float | str) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -112,7 +112,7 @@ class Layerwise:
         if receiver:
             receiver.take(*(entry.flatten() for entry in (gain, matrix @ moments.mean, moments.target_mean)))
         error = fitted.relative_error(gain * matrix)
-        return _result(layer, solution, weights[layer.weight_name], error, time.perf_counter() - started)
+        return LayerResult(layer, error, len(solution.errors) - 1, time.perf_counter() - started)
 
     def _problem(
         self, state: QuantizationState, layer: Layer, moments: Moments, with_bias: bool, receiver: Receiver | None
@@ -155,19 +155,3 @@ def _remark(layer: Layer, moments: Moments) -> None:
             moments.gram.shape[-1],
         )
 
-
-def _result(
-    layer: Layer, solution: LayerSolution, weight: QuantizedWeight, relative_error: float, seconds: float
-) -> LayerResult:
-    return LayerResult(
-        name=layer.name,
-        kind=layer.kind,
-        shape=layer.shape,
-        num_levels=weight.codebook.num_levels,
-        scale_min=float(weight.scale.min()),
-        scale_max=float(weight.scale.max()),
-        zero_fraction=weight.zero_fraction,
-        relative_error=relative_error,
-        iterations=len(solution.errors) - 1,
-        seconds=seconds,
-    )
