@@ -53,7 +53,7 @@ class Codebook:
         A value half way between two levels goes to the one further from zero; with no level at zero, 0 goes up.
         """
         upper = torch.tensor(self.levels[self.num_levels // 2 :], dtype=x.dtype, device=x.device)
-        step = torch.bucketize(x.abs(), (upper[1:] + upper[:-1]) / 2, right=True)
+        step = torch.bucketize(x.abs().contiguous(), (upper[1:] + upper[:-1]) / 2, right=True)
         # Without a zero level the first level below zero is one code under the first above it.
         below = self.num_levels // 2 - (self.num_levels % 2 == 0) - step
         return torch.where(x < 0, below, self.num_levels // 2 + step).to(torch.uint8)

@@ -65,7 +65,8 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     _check_teacher(teacher_accuracy, network)
     images = _calibration_images(calibration, data, network.preprocessing, config, fabric)
     with runtime.autocast(fabric, config.runtime):
-        state = apply_stages(network.module, images, config.recipe, config.calibration.seed)
+        mixed_precision = runtime.mixes_in_training(fabric.device.type, config.runtime)
+        state = apply_stages(network.module, images, config.recipe, config.calibration.seed, mixed_precision)
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
     metrics = _metrics(config, dataset, calibration, teacher_accuracy, accuracy)
@@ -118,12 +119,14 @@ def quantize(
     return QuantizedModel(state.student, state.weights, provenance={"ldnq": ldnq.__version__, "kbits": kbits})
 
 
-def apply_stages(module: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int) -> QuantizationState:
+def apply_stages(
+    module: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int, mixed_precision: bool = False
+) -> QuantizationState:
     """Run the stages of a filled-in `recipe` on a copy of `module`, which is left as it is."""
     teacher = _copy(module, torch.channels_last).requires_grad_(False)
     state = QuantizationState(_copy(teacher, torch.channels_last).requires_grad_(True), teacher)
     generator = torch.Generator().manual_seed(seed)
-    for stage in stages(recipe):
+    for stage in stages(recipe, mixed_precision):
         state = stage(state, images, generator)
     # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.
     state.student = _copy(state.student, torch.contiguous_format).requires_grad_(False)

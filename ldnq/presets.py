@@ -1,6 +1,6 @@
-"""Methods with their options filled in: the tuples of stages that a user calls by one name."""
+"""Methods with their options filled in: what a user calls by one name, and the stages it stands for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,19 +10,69 @@ from ldnq.registry import Registry
 from ldnq.solvers import solvers
 from ldnq.stages import Stage
 from ldnq.stages.cascade import Cascade
+from ldnq.stages.distillation import Distillation
 from ldnq.stages.layerwise import Layerwise
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset does in a line, the options of `RecipeConfig` that it fills in, and its stages."""
+    """What a preset does in a line, and the options of `RecipeConfig` that it fills in.
+
+    `asymmetric` is that of the layerwise stage: the one choice that has no option of its own.
+    """
 
     summary: str
+    asymmetric: bool
     defaults: Mapping[str, Any]
-    stages: Callable[[RecipeConfig], tuple[Stage, ...]]
 
 
 presets: Registry[Preset] = Registry("preset")
+presets.add(
+    "paper",
+    Preset(
+        "L-DNQ as published: ADMM, one scale a layer, cascade update",
+        asymmetric=False,
+        defaults={
+            "solver": "admm",
+            "scale": "layer",
+            "views": 0,
+            "cascade_epochs": Cascade.max_epochs,
+            "cascade_lr": Cascade.lr,
+            "distillation_steps": 0,
+        },
+    ),
+)
+ASYMMETRIC = {
+    "solver": "coordinate-descent",
+    "scale": "layer",
+    "views": 1,
+    "cascade_epochs": 0,
+    "cascade_lr": Cascade.lr,
+}
+presets.add(
+    "fast",
+    Preset(
+        "no gradient step: asymmetric targets, coordinate descent, batch norm corrected after every layer",
+        asymmetric=True,
+        defaults=ASYMMETRIC | {"distillation_steps": 0},
+    ),
+)
+presets.add(
+    "balanced",
+    Preset(
+        "fast, then a short distillation of the whole network",
+        asymmetric=True,
+        defaults=ASYMMETRIC | {"distillation_steps": 500},
+    ),
+)
+presets.add(
+    "best",
+    Preset(
+        "fast, then a long distillation of the whole network",
+        asymmetric=True,
+        defaults=ASYMMETRIC | {"distillation_steps": 3000},
+    ),
+)
 
 
 def fill_in(recipe: RecipeConfig) -> RecipeConfig:
@@ -31,47 +81,25 @@ def fill_in(recipe: RecipeConfig) -> RecipeConfig:
     return replace(recipe, **{name: value for name, value in defaults.items() if getattr(recipe, name) is None})
 
 
-def stages(recipe: RecipeConfig) -> tuple[Stage, ...]:
-    """The stages of a filled-in recipe."""
-    return presets.get(recipe.preset).stages(recipe)
-
-
-def _layerwise(recipe: RecipeConfig, *, asymmetric: bool) -> Layerwise:
-    cascade = (
-        Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr) if recipe.training and recipe.cascade_epochs else None
-    )
-    return Layerwise(
+def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, ...]:
+    """The stages of a filled-in recipe; `mixed_precision` is for the gradient steps of whole networks."""
+    layerwise = Layerwise(
         solver=solvers.get(recipe.solver)(),
         codebook=Codebook.power_of_two(recipe.kbits),
         per_channel=recipe.scale == "channel",
         quantize_bias=recipe.quantize_bias,
         skip=recipe.skip,
         keep_first_last=recipe.keep_first_last,
-        cascade=cascade,
-        asymmetric=asymmetric,
+        cascade=_cascade(recipe),
+        asymmetric=presets.get(recipe.preset).asymmetric,
         views=recipe.views,
     )
+    if not (recipe.training and recipe.distillation_steps):
+        return (layerwise,)
+    return layerwise, Distillation(recipe.distillation_steps, mixed_precision=mixed_precision)
 
 
-presets.add(
-    "paper",
-    Preset(
-        "L-DNQ as published: ADMM, one scale a layer, cascade update",
-        {
-            "solver": "admm",
-            "scale": "layer",
-            "views": 0,
-            "cascade_epochs": Cascade.max_epochs,
-            "cascade_lr": Cascade.lr,
-        },
-        lambda recipe: (_layerwise(recipe, asymmetric=False),),
-    ),
-)
-presets.add(
-    "fast",
-    Preset(
-        "no gradient step: asymmetric targets, coordinate descent, batch norm corrected after every layer",
-        {"solver": "coordinate-descent", "scale": "layer", "views": 1, "cascade_epochs": 0, "cascade_lr": Cascade.lr},
-        lambda recipe: (_layerwise(recipe, asymmetric=True),),
-    ),
-)
+def _cascade(recipe: RecipeConfig) -> Cascade | None:
+    if not (recipe.training and recipe.cascade_epochs):
+        return None
+    return Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr)

@@ -16,7 +16,7 @@ def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
     if options.threads:
         torch.set_num_threads(options.threads)
     accelerator, devices = _accelerator(options.device)
-    mixed = options.precision == "bf16" or (options.precision == "auto" and training and _has_bf16(accelerator))
+    mixed = options.precision == "bf16" or (training and mixes_in_training(accelerator, options))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning_fabric")
         return Fabric(accelerator=accelerator, devices=devices, precision="bf16-mixed" if mixed else "32-true")
@@ -26,6 +26,11 @@ def autocast(fabric: Fabric, options: RuntimeConfig) -> torch.autocast:
     """Mixed precision for stages that change weights as they go: nothing is remembered of weights once cast."""
     mixed = options.precision == "bf16"
     return torch.autocast(fabric.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
+
+
+def mixes_in_training(device: str, options: RuntimeConfig) -> bool:
+    """Whether gradient steps on a kind of `device` run in bfloat16: by request, or where it is fast."""
+    return options.precision == "bf16" or (options.precision == "auto" and _has_bf16(device))
 
 
 def environment() -> dict[str, Any]:
@@ -52,7 +57,7 @@ def _accelerator(device: str) -> tuple[str, Any]:
     raise UsageError(f"expected device auto, cpu, cuda or cuda:N, got {device!r}")
 
 
-def _has_bf16(accelerator: str) -> bool:
-    if accelerator == "cuda":
+def _has_bf16(device: str) -> bool:
+    if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported()

@@ -44,6 +44,7 @@ OPTIONS = {
     "views": 2,
     "cascade_epochs": 4,
     "cascade_lr": 0.01,
+    "distillation_steps": 20,
     "keep_first_last": True,
     "training": False,
     "device": "cuda:1",

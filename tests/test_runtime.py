@@ -22,6 +22,11 @@ def test_training_takes_bfloat16_where_the_processor_has_it():
     assert _product_dtype(runtime.start(RuntimeConfig(device="cpu", precision="32"), training=True)) == torch.float32
 
 
+@pytest.mark.parametrize(("precision", "mixed"), [("32", False), ("bf16", True)])
+def test_gradient_steps_run_in_the_precision_asked_for(precision, mixed):
+    assert runtime.mixes_in_training("cpu", RuntimeConfig(precision=precision)) == mixed
+
+
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "cuda:99", "gpu"])
 def test_devices_that_are_not_there_are_refused_in_one_line(device):
     with pytest.raises(UsageError) as error:

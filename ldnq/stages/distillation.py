@@ -29,6 +29,7 @@ class Distillation:
     error of the residual blocks. Latent values of the codes, in units of the scale, learn at `latent_lr`, scales, batch
     norm and biases at `lr`; both fall to zero along a cosine. The result is a moving average over the steps with
     `decay`: the one of `checks`, or the start, that is nearest to the teacher on the share `held_out` of the images.
+    `mixed_precision` runs the steps in bfloat16.
     """
 
     steps: int
@@ -42,6 +43,7 @@ class Distillation:
     decay: float = 0.99
     held_out: float = 0.1
     checks: int = 10
+    mixed_precision: bool = False
 
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
@@ -74,15 +76,18 @@ class Distillation:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         blocks = Wiring(state.teacher).blocks()
         batches = self._batches(calibration, generator)
+        # Nothing may be remembered of weights once cast: they change with every step.
+        autocast = torch.autocast(
+            calibration.device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False
+        )
         with recorded(state.student, blocks) as ours, recorded(state.teacher, blocks) as theirs:
             for step in track(range(1, self.steps + 1), "distilling"):
                 batch = next(batches)
-                with torch.no_grad():
+                with autocast, torch.no_grad():
                     target = state.teacher(batch)
-                with torch.enable_grad():
+                with autocast, torch.enable_grad():
                     loss = divergence(state.student(batch), target, self.temperature)
-                    errors = [relative_error(ours[name], theirs[name]) for name in blocks]
-                    loss = loss + self.features * sum(errors) / max(1, len(errors))
+                    loss = loss + self.features * mean_relative_error(ours, theirs)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -153,6 +158,12 @@ def divergence(outputs: Tensor, targets: Tensor, temperature: float = 1.0) -> Te
         (logits.float() / temperature).log_softmax(1).movedim(1, -1).flatten(0, -2) for logits in (outputs, targets)
     )
     return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def mean_relative_error(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor | float:
+    """Of those called alike that are tensors; 0 of none."""
+    errors = [relative_error(outputs[name], target) for name, target in targets.items() if isinstance(target, Tensor)]
+    return sum(errors) / max(1, len(errors))
 
 
 def relative_error(outputs: Tensor, targets: Tensor) -> Tensor:

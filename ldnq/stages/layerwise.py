@@ -154,4 +154,3 @@ def _remark(layer: Layer, moments: Moments) -> None:
             moments.positions,
             moments.gram.shape[-1],
         )
-

@@ -58,6 +58,16 @@ def test_the_fast_preset_takes_no_gradient_step_and_keeps_most_of_the_accuracy(l
     assert _metrics(workdir / "again")["quantized_top1"] == fast["quantized_top1"]
 
 
+def test_distillation_goes_on_from_the_fast_preset(ldnq, tiny, workdir):
+    result = ldnq("-v", "quantize", *tiny, "--preset", "balanced", "--distillation-steps", "10", "--output", "run")
+    assert result.code == 0, result.err
+    assert "distillation starts at" in result.err
+    plain = ldnq("-v", "quantize", *tiny, "--preset", "balanced", "--no-training", "--output", "plain")
+    assert plain.code == 0, plain.err
+    assert "distillation" not in plain.err
+    assert _metrics(workdir / "run")["quantized_top1"] > _metrics(workdir / "plain")["quantized_top1"] - 3
+
+
 def test_the_accuracy_of_the_file_is_the_accuracy_reported(ldnq, tiny, workdir):
     ldnq("quantize", *tiny, "--no-training", "--output", "run")
     again = ldnq("evaluate", "run/model.h5", "--model", "tiny_network:build", "--json")
