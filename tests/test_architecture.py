@@ -16,7 +16,7 @@ ROWS = [
     ["codebook", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring"],
     ["problem", "moments", "joints", "quantized", "datasets", "models"],
     ["quantizers", "solvers", "calibration", "evaluation", "checkpoints", "data", "training", "runs"],
-    ["stages", "network"],
+    ["stages", "network", "synthesis"],
     ["formats", "presets"],
     ["pipeline"],
     ["baseline"],
