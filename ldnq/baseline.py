@@ -16,8 +16,8 @@ from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.errors import DataError, NetworkError, UsageError
+from ldnq.measurement import measure
 from ldnq.network import build, decide_preprocessing, find_family
-from ldnq.pipeline import measure
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import track
 from ldnq.training import Trainer, TrainingRecipe

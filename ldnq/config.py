@@ -45,7 +45,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """How the calibration set is drawn: `samples` images, else `ratio` of the training images."""
+    """How the calibration set is drawn: `samples` images, else `ratio` of the training images, or no real image without
+    `calibration_data`; `synthesize` images are made up beside them."""
 
     ratio: float = 0.01
     samples: int | None = None
@@ -53,8 +54,14 @@ class CalibrationConfig:
     stratified: bool = False
     resample: bool = False
     calibration: str | None = None
+    calibration_data: bool = True
+    synthesize: int = 0
 
     def __post_init__(self) -> None:
+        if self.synthesize < 0:
+            raise UsageError(f"expected no negative number of synthesized images, got {self.synthesize}")
+        if not (self.calibration_data or self.synthesize):
+            raise UsageError("expected images to calibrate on, got --no-calibration-data: give --synthesize N with it")
         if not 0 < self.ratio <= 1:
             raise UsageError(f"expected a ratio above 0 and at most 1, got {self.ratio}")
         if self.seed < 0:

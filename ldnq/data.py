@@ -57,7 +57,7 @@ def find_root(config: DataConfig, family: DatasetFamily) -> Path:
     elif family.name == "folder":
         raise UsageError("expected --data-root for dataset folder: the folder that holds train/ and val/ or test/")
     else:
-        root = Path(os.environ.get("LDNQ_DATA", "data")) / family.name
+        root = usual_root(family)
     if family.embedded:
         return root
     if config.download:
@@ -65,6 +65,11 @@ def find_root(config: DataConfig, family: DatasetFamily) -> Path:
     if not root.is_dir():
         raise DataError(f"no folder {root} for dataset {family.name}: give --data-root or set LDNQ_DATA")
     return root
+
+
+def usual_root(family: DatasetFamily) -> Path:
+    """Where a dataset lies if nobody says otherwise."""
+    return Path(os.environ.get("LDNQ_DATA", "data")) / family.name
 
 
 def resolve_dataset(name: str | None, default: str, model: str) -> DatasetFamily:

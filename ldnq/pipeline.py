@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import ldnq
@@ -17,19 +16,21 @@ from ldnq import runtime
 from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages, CalibrationSet, load_or_draw
 from ldnq.codebook import Codebook
-from ldnq.config import RecipeConfig, RunConfig, RuntimeConfig
-from ldnq.data import Data, load_data, resolve_dataset
+from ldnq.config import RecipeConfig, RunConfig
+from ldnq.data import Data, load_data, resolve_dataset, usual_root
 from ldnq.datasets import DatasetFamily
-from ldnq.datasets.images import Prepared, in_memory, loader
+from ldnq.datasets.images import Prepared, in_memory
 from ldnq.errors import DataError, NetworkError
-from ldnq.evaluation import Accuracy, evaluate
+from ldnq.evaluation import Accuracy
 from ldnq.formats import h5
-from ldnq.network import Network, build, decide_preprocessing, find_family, load_network
+from ldnq.measurement import measure
+from ldnq.network import Network, find_family, load_network
 from ldnq.preprocessing import Preprocessing
 from ldnq.presets import fill_in, stages
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState, QuantizedModel
 from ldnq.runs import RunFolder, default_folder
+from ldnq.synthesis import Synthesis
 
 log = logging.getLogger(__name__)
 
@@ -51,21 +52,24 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     )
     config = replace(config, data=replace(config.data, dataset=dataset.name), recipe=fill_in(config.recipe))
     fabric = runtime.start(config.runtime)
-    data = load_data(config.data, dataset)
+    data = _load_data(config, dataset)
     network = load_network(config.network, config.data, dataset, data.num_classes)
-    calibration, _ = load_or_draw(data.train, dataset.name, config.calibration)
+    calibration = load_or_draw(data.train, dataset.name, config.calibration)[0] if data.train else None
     folder = RunFolder.create(output or default_folder(config.network.model, dataset.name, config.recipe.kbits))
     folder.write_config(config)
     log.info("levels: %s (%d values)", Codebook.power_of_two(config.recipe.kbits), config.recipe.kbits)
 
-    network.module.to(fabric.device)
+    network.module.to(fabric.device).requires_grad_(False)
     teacher_accuracy = measure(
         network.module, data, network.preprocessing, config.runtime, fabric, "evaluating the network"
     )
     _check_teacher(teacher_accuracy, network)
-    images = _calibration_images(calibration, data, network.preprocessing, config, fabric)
+    mixed_precision = runtime.mixes_in_training(fabric.device.type, config.runtime)
+    images = _calibration_images(calibration, data, network.preprocessing, config, fabric.device)
+    if config.calibration.synthesize:
+        synthesis = Synthesis(config.calibration.synthesize, mixed_precision=mixed_precision)
+        images = synthesis(network.module, images, torch.Generator().manual_seed(config.calibration.seed))
     with runtime.autocast(fabric, config.runtime):
-        mixed_precision = runtime.mixes_in_training(fabric.device.type, config.runtime)
         state = apply_stages(network.module, images, config.recipe, config.calibration.seed, mixed_precision)
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
@@ -147,52 +151,6 @@ def _copy(module: nn.Module, layout: torch.memory_format) -> nn.Module:
     return module
 
 
-def evaluate_network(config: RunConfig) -> dict[str, Any]:
-    """Accuracy of the float network that `config` names, as plain values."""
-    family = find_family(config.network.model)
-    dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
-    data = load_data(config.data, dataset, training=False)
-    network = load_network(config.network, config.data, dataset, data.num_classes)
-    return _report(network.module, network.preprocessing, data, config.runtime)
-
-
-def evaluate_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
-    """Accuracy of the quantized network in `path` on its own dataset, or on the one `config` names."""
-    contents = h5.read(path)
-    dataset = resolve_dataset(config.data.dataset, contents.provenance.get("dataset", ""), str(path))
-    data = load_data(config.data, dataset, training=False)
-    factory = config.network.model
-    model = h5.load(path, build(factory, config.network.model_args or contents.model_args) if factory else None)
-    card = {"preprocessing": contents.preprocessing.to_dict()} if contents.preprocessing else {}
-    preprocessing = decide_preprocessing(find_family(factory or contents.model), config.data, dataset, card)
-    return _report(model.module, preprocessing, data, config.runtime)
-
-
-def measure(
-    module: nn.Module, data: Data, preprocessing: Preprocessing, config: RuntimeConfig, fabric: Fabric, description: str
-) -> Accuracy | None:
-    """Accuracy on the test images; None where there are none."""
-    if data.test is None:
-        return None
-    batches = loader(Prepared(data.test, preprocessing), config.batch_size, config.workers)
-    return evaluate(
-        module, track(batches, description), preprocessing, fabric, data.num_classes, data.family.class_subset
-    )
-
-
-def _report(module: nn.Module, preprocessing: Preprocessing, data: Data, config: RuntimeConfig) -> dict[str, Any]:
-    fabric = runtime.start(config)
-    accuracy = measure(module.to(fabric.device), data, preprocessing, config, fabric, "evaluating")
-    if accuracy is None:
-        raise DataError(f"expected labelled test images of {data.family.name} to measure accuracy on, found none")
-    return {
-        "dataset": data.family.name,
-        "top1": accuracy.top1,
-        "top5": accuracy.top5,
-        "samples": accuracy.samples,
-    }
-
-
 def _check_teacher(accuracy: Accuracy | None, network: Network) -> None:
     if accuracy is None:
         log.warning("no labelled test images: quantizing, but accuracy is not measured")
@@ -203,19 +161,32 @@ def _check_teacher(accuracy: Accuracy | None, network: Network) -> None:
         )
 
 
+def _load_data(config: RunConfig, dataset: DatasetFamily) -> Data:
+    wanted = config.calibration.calibration_data or config.data.data_root or dataset.embedded
+    if not wanted and not usual_root(dataset).is_dir():
+        return Data(dataset, None, None)
+    return load_data(config.data, dataset, training=config.calibration.calibration_data)
+
+
 def _calibration_images(
-    calibration: CalibrationSet, data: Data, preprocessing: Preprocessing, config: RunConfig, fabric: Fabric
+    calibration: CalibrationSet | None,
+    data: Data,
+    preprocessing: Preprocessing,
+    config: RunConfig,
+    device: torch.device,
 ) -> CalibrationImages:
-    prepared = Prepared(data.train, preprocessing, calibration.indices)
-    images, _ = in_memory(prepared, config.runtime.workers, lambda batches: track(batches, "loading images"))
+    images = torch.empty(0, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
+    if calibration:
+        prepared = Prepared(data.train, preprocessing, calibration.indices)
+        images, _ = in_memory(prepared, config.runtime.workers, lambda batches: track(batches, "loading images"))
     augmentation = Augmentation(preprocessing.image_size, data.family.flip)
-    return CalibrationImages(images, preprocessing.normalize, augmentation, config.runtime.batch_size, fabric.device)
+    return CalibrationImages(images, preprocessing.normalize, augmentation, config.runtime.batch_size, device)
 
 
 def _metrics(
     config: RunConfig,
     dataset: DatasetFamily,
-    calibration: CalibrationSet,
+    calibration: CalibrationSet | None,
     teacher: Accuracy | None,
     quantized: Accuracy | None,
 ) -> dict[str, Any]:
@@ -231,7 +202,8 @@ def _metrics(
         "scale": recipe.scale,
         "training": recipe.training,
         "seed": config.calibration.seed,
-        "calibration_samples": len(calibration.indices),
+        "calibration_samples": len(calibration.indices) if calibration else 0,
+        "synthesized_samples": config.calibration.synthesize,
         "eval_samples": teacher.samples if teacher else 0,
         "teacher_top1": teacher and teacher.top1,
         "teacher_top5": teacher and teacher.top5,

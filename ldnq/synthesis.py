@@ -20,14 +20,15 @@ SHIFT = 2
 
 @dataclass(frozen=True)
 class Synthesis:
-    """DeepInversion (Yin et al., arXiv 1912.08795, equations 2 to 5): `steps` of Adam from noise, towards images of
-    all classes in turn whose features have the mean and the variance that every batch norm remembers.
+    """DeepInversion (Yin et al., arXiv 1912.08795, equations 2 to 5): `count` images, by `steps` of Adam from noise, of
+    all classes in turn, whose features have the mean and the variance that every batch norm remembers.
 
     How far features are from that is measured by the divergence of normal distributions, in which, other than in the
     paper's norm of the differences, every layer and channel counts the same. `statistics` and `smoothness` weigh it and
     the images' total variation beside the cross-entropy. `lr` is in pixel values of 0 … 255.
     """
 
+    count: int
     steps: int = 300
     batch_size: int = 128
     lr: float = 6.0
@@ -36,9 +37,9 @@ class Synthesis:
     mixed_precision: bool = False
 
     def __call__(
-        self, teacher: nn.Module, calibration: CalibrationImages, count: int, generator: torch.Generator
+        self, teacher: nn.Module, calibration: CalibrationImages, generator: torch.Generator
     ) -> CalibrationImages:
-        """`calibration`, which may hold no image yet, with `count` images more; its images are uint8.
+        """`calibration`, uint8 images or none yet, with these images more.
 
         Raises `NetworkError` where `teacher` has no batch norm that remembers anything.
         """
@@ -49,7 +50,7 @@ class Synthesis:
             raise NetworkError("expected batch norms to synthesize images from, found none: use real images")
         shape = calibration.images.shape[1:]
         made = []
-        for chosen in track(torch.arange(count).split(self.batch_size), "synthesizing images"):
+        for chosen in track(torch.arange(self.count).split(self.batch_size), "synthesizing images"):
             noise = 128 + 64 * torch.randn(len(chosen), *shape, generator=generator)
             loss = partial(self._loss, teacher, norms, calibration, generator)
             made.append(self._descend(noise.to(calibration.device), loss))

@@ -34,6 +34,8 @@ OPTIONS = {
     "stratified": True,
     "resample": True,
     "calibration": "set.h5",
+    "calibration_data": False,
+    "synthesize": 30,
     "preset": "fast",
     "method": "ldnq",
     "kbits": 7,

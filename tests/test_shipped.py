@@ -31,7 +31,7 @@ def test_every_model_card_says_what_the_header_says(path):
 
 def test_the_digits_network_is_as_accurate_as_its_card_says(workdir):
     from ldnq.config import RunConfig
-    from ldnq.pipeline import evaluate_network
+    from ldnq.measurement import evaluate_network
 
     metrics = evaluate_network(RunConfig.from_options({"model": "resnet20", "dataset": "digits", "device": "cpu"}))
     card = checkpoints.read(CHECKOUT / "pretrained/resnet20-digits.safetensors")[1]

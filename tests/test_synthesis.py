@@ -55,7 +55,7 @@ def _distance(teacher: nn.Module, images: torch.Tensor) -> float:
 
 def test_synthesized_images_have_the_remembered_statistics_and_classes():
     teacher = _teacher()
-    made = Synthesis(steps=120, batch_size=32)(teacher, _none(), 48, torch.Generator().manual_seed(0)).images
+    made = Synthesis(48, steps=120, batch_size=32)(teacher, _none(), torch.Generator().manual_seed(0)).images
     assert made.shape == (48, 3, 12, 12)
     assert made.dtype == torch.uint8
     noise = (128 + 64 * torch.randn(48, 3, 12, 12)).clamp(0, 255)
@@ -68,7 +68,7 @@ def test_synthesized_images_have_the_remembered_statistics_and_classes():
 def test_synthesized_images_join_the_real_ones_and_repeat_with_the_seed():
     teacher = _teacher()
     real = CalibrationImages(_smooth(5).to(torch.uint8), _normalize, None, 32, torch.device("cpu"))
-    one, two, other = (Synthesis(steps=2)(teacher, real, 3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    one, two, other = (Synthesis(3, steps=2)(teacher, real, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert len(one) == 8
     assert torch.equal(one.images[:5], real.images)
     assert torch.equal(one.images, two.images)
@@ -79,14 +79,14 @@ def test_the_teacher_stays_as_it_is_and_gradients_may_be_off():
     teacher = _teacher()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     with torch.no_grad():
-        Synthesis(steps=2)(teacher, _none(), 3, torch.Generator())
+        Synthesis(3, steps=2)(teacher, _none(), torch.Generator())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
 def test_a_network_without_batch_norm_remembers_nothing():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(400, 2))
     with pytest.raises(NetworkError, match="expected batch norms"):
-        Synthesis()(network, _none(), 3, torch.Generator())
+        Synthesis(3)(network, _none(), torch.Generator())
 
 
 def test_the_divergence_is_that_of_normal_distributions():

@@ -29,7 +29,7 @@ def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values) 
             f"{checkpoint_or_model} brings its own weights: leave out --checkpoint and --num-classes"
         )
     config = RunConfig.from_options({"model": "", **{k: v for k, v in values.items() if v is not None}})
-    from ldnq.pipeline import evaluate_checkpoint, evaluate_network
+    from ldnq.measurement import evaluate_checkpoint, evaluate_network
 
     with console.progress():
         if checkpoint_or_model is None:

@@ -92,6 +92,11 @@ calibration_file_option = click.option(
     "--calibration", type=click.Path(), metavar="FILE", help="Use the calibration set in FILE."
 )
 
+synthesis_options = _group(
+    click.option("--synthesize", type=click.IntRange(0), default=0, metavar="N", help="Make up N images beside them."),
+    click.option("--calibration-data/--no-calibration-data", default=True, help="Whether to use real images at all."),
+)
+
 runtime_options = _group(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option(
@@ -119,6 +124,10 @@ def settle_calibration(values: dict) -> None:
     context = click.get_current_context()
     typed = {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     drawing = typed & {"ratio", "samples", "stratified", "resample"}
+    if named := drawing | (typed & {"calibration"}):
+        if "calibration_data" in typed and not values["calibration_data"]:
+            raise click.UsageError(f"expected --no-calibration-data or --{min(named)}, got both")
+        values["calibration_data"] = True
     if {"ratio", "samples"} <= typed:
         raise click.UsageError("expected --ratio or --samples, got both")
     if drawing and "calibration" in typed:

@@ -26,6 +26,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @options.data_options
 @options.calibration_options
 @options.calibration_file_option
+@options.synthesis_options
 @click.option("--preset", default="paper", show_default=True, help="What is done; see 'ldnq list presets'.")
 @click.option("--method", type=click.Choice(METHODS), default="ldnq", show_default=True, help="The family of stages.")
 @click.option(
@@ -73,7 +74,10 @@ def _summary(metrics: dict) -> list[tuple[str, str]]:
     smaller = metrics["float_bytes"] / metrics["packed_bytes"]
     rows.append(("size", f"{metrics['packed_bytes']:,} bytes, {smaller:.1f}x smaller than {metrics['float_bytes']:,}"))
     rows.append(("bits a weight", f"{metrics['bits_per_weight']:.2f}"))
-    rows.append(("calibration images", f"{metrics['calibration_samples']:,}"))
+    images = f"{metrics['calibration_samples']:,}"
+    if metrics["synthesized_samples"]:
+        images += f", and {metrics['synthesized_samples']:,} synthesized"
+    rows.append(("calibration images", images))
     rows.append(("time", f"{metrics['seconds']:.1f} s"))
     return rows
 

@@ -58,6 +58,44 @@ def test_the_fast_preset_takes_no_gradient_step_and_keeps_most_of_the_accuracy(l
     assert _metrics(workdir / "again")["quantized_top1"] == fast["quantized_top1"]
 
 
+def test_a_network_is_quantized_without_any_data(ldnq, tiny, workdir):
+    none = ("--no-calibration-data", "--synthesize", 20, "--preset", "fast")
+    result = ldnq("quantize", *tiny, *none, "--output", "run")
+    assert result.code == 0, result.err
+    metrics = _metrics(workdir / "run")
+    assert (metrics["calibration_samples"], metrics["synthesized_samples"]) == (0, 20)
+    assert metrics["quantized_top1"] > 50
+    assert "0, and 20 synthesized" in result.out
+    assert not (workdir / "calib_data").exists()
+    real = ldnq("quantize", "--config", "run/config.json", "--samples", 20, "--synthesize", 0, "--output", "real")
+    assert real.code == 0, real.err
+    assert _metrics(workdir / "real")["calibration_samples"] == 20
+
+
+def test_a_network_without_any_images_is_quantized_but_not_measured(ldnq, tiny, workdir):
+    weights = ["--model", "tiny_network:build", "--checkpoint", tiny[3], "--dataset", "cifar10"]
+    result = ldnq("quantize", *weights, "--no-calibration-data", "--synthesize", 4, "--preset", "fast", "-o", "run")
+    assert result.code == 0, result.err
+    assert "not measured" in result.out
+    assert _metrics(workdir / "run")["teacher_top1"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--no-calibration-data"], "give --synthesize N"),
+        (["--no-calibration-data", "--synthesize", 9, "--samples", 9], "expected --no-calibration-data or --samples"),
+        (["--no-calibration-data", "--synthesize", 9, "--calibration", "x.h5"], "or --calibration, got both"),
+    ],
+    ids=["nothing at all", "and a draw", "and a set"],
+)
+def test_no_data_and_data_are_told_apart(ldnq, tiny, words, message):
+    result = ldnq("quantize", *tiny, *words)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+
+
 def test_distillation_goes_on_from_the_fast_preset(ldnq, tiny, workdir):
     result = ldnq("-v", "quantize", *tiny, "--preset", "balanced", "--distillation-steps", "10", "--output", "run")
     assert result.code == 0, result.err
