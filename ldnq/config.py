@@ -86,18 +86,16 @@ class RecipeConfig:
     views: int | None = None
     cascade_epochs: int | None = None
     cascade_lr: float | None = None
+    block_steps: int | None = None
     distillation_steps: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip", tuple(self.skip))
         if self.method not in METHODS:
             raise UsageError(f"expected a method of {', '.join(METHODS)}, got {self.method!r}")
-        if self.views is not None and self.views < 0:
-            raise UsageError(f"expected no negative number of views, got {self.views}")
-        if self.cascade_epochs is not None and self.cascade_epochs < 0:
-            raise UsageError(f"expected no negative number of cascade epochs, got {self.cascade_epochs}")
-        if self.distillation_steps is not None and self.distillation_steps < 0:
-            raise UsageError(f"expected no negative number of distillation steps, got {self.distillation_steps}")
+        for name in ("views", "cascade_epochs", "block_steps", "distillation_steps"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise UsageError(f"expected no negative {name.replace('_', ' ')}, got {value}")
         if self.cascade_lr is not None and not self.cascade_lr > 0:
             raise UsageError(f"expected a positive learning rate of the cascade, got {self.cascade_lr}")
         if self.kbits not in KBITS:

@@ -103,16 +103,17 @@ class _Finished(Exception):
 
 
 @torch.no_grad()
-def run_to(module: nn.Module, layer: Layer, batch: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The (input, output) of each call of `layer` in the pass of `batch`, which ends with the last of them."""
+def run_to(module: nn.Module, name: str, batch: Tensor, number: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """The (input, output) of each call of the module called `name` in the pass of `batch`, which ends with call
+    `number`."""
     calls: list[tuple[Tensor, Tensor]] = []
 
     def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append((inputs[0], output))
-        if len(calls) == layer.calls:
+        if len(calls) == number:
             raise _Finished
 
-    handle = module.get_submodule(layer.name).register_forward_hook(hook)
+    handle = module.get_submodule(name).register_forward_hook(hook)
     try:
         forward(module, batch)
     except _Finished:

@@ -93,8 +93,8 @@ def gather_moments(
     teacher_layer = teacher.get_submodule(layer.name)
     energy, positions = 0.0, 0
     for batch in batches:
-        student_calls = graph.run_to(student, layer, batch)
-        teacher_calls = graph.run_to(teacher, layer, batch)
+        student_calls = graph.run_to(student, layer.name, batch, layer.calls)
+        teacher_calls = graph.run_to(teacher, layer.name, batch, layer.calls)
         shift = correction(batch)
         for (inputs, _), (_, outputs) in zip(student_calls, teacher_calls, strict=True):
             outputs = outputs if shift is None else outputs + shift

@@ -9,6 +9,7 @@ from ldnq.config import RecipeConfig
 from ldnq.registry import Registry
 from ldnq.solvers import solvers
 from ldnq.stages import Stage
+from ldnq.stages.blocks import BlockReconstruction
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.distillation import Distillation
 from ldnq.stages.layerwise import Layerwise
@@ -38,6 +39,7 @@ presets.add(
             "views": 0,
             "cascade_epochs": Cascade.max_epochs,
             "cascade_lr": Cascade.lr,
+            "block_steps": 0,
             "distillation_steps": 0,
         },
     ),
@@ -48,6 +50,7 @@ ASYMMETRIC = {
     "views": 1,
     "cascade_epochs": 0,
     "cascade_lr": Cascade.lr,
+    "block_steps": 0,
 }
 presets.add(
     "fast",
@@ -94,9 +97,12 @@ def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, 
         asymmetric=presets.get(recipe.preset).asymmetric,
         views=recipe.views,
     )
-    if not (recipe.training and recipe.distillation_steps):
-        return (layerwise,)
-    return layerwise, Distillation(recipe.distillation_steps, mixed_precision=mixed_precision)
+    stages: list[Stage] = [layerwise]
+    if recipe.training and recipe.block_steps:
+        stages.append(BlockReconstruction(recipe.block_steps, mixed_precision=mixed_precision))
+    if recipe.training and recipe.distillation_steps:
+        stages.append(Distillation(recipe.distillation_steps, mixed_precision=mixed_precision))
+    return tuple(stages)
 
 
 def _cascade(recipe: RecipeConfig) -> Cascade | None:

@@ -46,6 +46,7 @@ OPTIONS = {
     "views": 2,
     "cascade_epochs": 4,
     "cascade_lr": 0.01,
+    "block_steps": 30,
     "distillation_steps": 20,
     "keep_first_last": True,
     "training": False,

@@ -104,7 +104,7 @@ def test_a_pass_to_a_layer_sees_each_of_its_calls_and_no_later_layer():
     layers, _ = find_layers(network, x)
     ran = []
     network.last.register_forward_hook(lambda *_: ran.append("last"))
-    calls = graph.run_to(network, layers[1], x)
+    calls = graph.run_to(network, layers[1].name, x, layers[1].calls)
     hidden = network.norm(network.first(x))
     torch.testing.assert_close(calls[0][0], hidden)
     torch.testing.assert_close(calls[1][0], network.twice(hidden))

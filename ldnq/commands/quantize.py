@@ -43,6 +43,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--views", type=click.IntRange(0), help="Random views of each image beside it. [default: the preset's]")
 @click.option("--cascade-epochs", type=click.IntRange(0), help="At most so many after each layer. [default: preset's]")
 @click.option("--cascade-lr", type=float, help="Learning rate of the cascade update. [default: the preset's]")
+@click.option("--block-steps", type=click.IntRange(0), help="Of each residual block. [default: the preset's]")
 @click.option("--distillation-steps", type=click.IntRange(0), help="Of the whole network. [default: the preset's]")
 @options.runtime_options
 @options.output_option

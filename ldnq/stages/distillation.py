@@ -14,7 +14,8 @@ from ldnq.calibration import CalibrationImages
 from ldnq.graph import recorded
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState
-from ldnq.quantizers.power_of_two import Trained, trainable
+from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
+from ldnq.quantizers.power_of_two import Rounding
 from ldnq.wiring import Wiring
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Distillation:
             return state
         learning, held_out = calibration.split(self.held_out, generator)
         exam = Exam(state.teacher, held_out.views(3, generator))
-        with trainable(state) as weights:
+        with trainable(state, Rounding) as weights:
             best = Best(state.student, exam(state.student))
             log.info("distillation starts at a loss of %.4f on held-out images", best.loss)
             average = AveragedModel(state.student, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
@@ -72,7 +73,7 @@ class Distillation:
         generator: torch.Generator,
     ) -> Iterator[int]:
         """Train the student, and yield the number of every step when it is done."""
-        optimizer = self._optimizer(state.student, weights)
+        optimizer = torch.optim.Adam(parameter_groups(state.student, weights, self.latent_lr, self.lr))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         blocks = Wiring(state.teacher).blocks()
         batches = self._batches(calibration, generator)
@@ -95,19 +96,6 @@ class Distillation:
                 for latent, rounding in weights.values():
                     rounding.clamp(latent.data)
                 yield step
-
-    def _optimizer(self, student: nn.Module, weights: dict[str, Trained]) -> torch.optim.Optimizer:
-        latents = [latent for latent, _ in weights.values()]
-        scales = [rounding.log_scale for _, rounding in weights.values()]
-        # Of layers that stay float the weights are right as they are.
-        vectors = [
-            parameter
-            for parameter in student.parameters()
-            if parameter.requires_grad and parameter.dim() == 1 and all(parameter is not latent for latent in latents)
-        ]
-        return torch.optim.Adam(
-            [{"params": latents, "lr": self.latent_lr}, {"params": [*scales, *vectors], "lr": self.lr}]
-        )
 
     def _batches(self, calibration: CalibrationImages, generator: torch.Generator) -> Iterator[Tensor]:
         if calibration.augmentation:

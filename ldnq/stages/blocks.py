@@ -1,0 +1,164 @@
+"""Block reconstruction: the codes of a residual block change together, until its output is the teacher's."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ldnq.calibration import CalibrationImages
+from ldnq.graph import forward, run_to
+from ldnq.progress import track
+from ldnq.quantized import QuantizationState
+from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
+from ldnq.quantizers.soft_assignment import SoftAssignment
+from ldnq.wiring import Wiring
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BlockReconstruction:
+    """Reconstruction of one residual block after the other (BRECQ, arXiv 2102.05426): `steps` of Adam on batches of the
+    block's inputs, all its weights softly assigned to two levels each (AdaRound, arXiv 2004.10568).
+
+    Latent values learn at `latent_lr`, scales, batch norm and biases at `lr`. A share `mixed` of the values of the
+    inputs is the teacher's, the rest the student's (QDrop, arXiv 2203.05740). The temperature of the assignment falls
+    from 1 to `coldest`. Inputs are those of the images and of `views` random views of each; a block that has not come
+    nearer to the teacher on the share `held_out` of them stays as it was. `mixed_precision` runs the steps in bfloat16.
+    """
+
+    steps: int
+    batch_size: int = 64
+    latent_lr: float = 2e-2
+    lr: float = 1e-3
+    mixed: float = 0.5
+    coldest: float = 0.02
+    views: int = 3
+    held_out: float = 0.1
+    mixed_precision: bool = False
+
+    def __call__(
+        self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
+    ) -> QuantizationState:
+        names = [name for name in Wiring(state.teacher).blocks() if _weights(state, name)]
+        if not names:
+            log.warning("no residual blocks found: layers stay as they were quantized, one by one")
+        for name in track(names, "reconstructing blocks"):
+            task = Task.gather(state, name, calibration, self.views, generator)
+            self._reconstruct(state, name, task, generator)
+        return state
+
+    def _reconstruct(self, state: QuantizationState, name: str, task: "Task", generator: torch.Generator) -> None:
+        order = torch.randperm(len(task.targets), generator=generator)
+        count = max(1, round(self.held_out * len(order)))
+        held_out, learning = order[:count], order[count:]
+        codes = {weight: state.weights[weight] for weight in _weights(state, name)}
+        before = {key: tensor.clone() for key, tensor in task.block.state_dict().items()}
+        with torch.no_grad():
+            start = float(task.error(held_out))
+        with trainable(state, SoftAssignment, codes) as weights:
+            self._train(task, weights, learning, generator)
+        with torch.no_grad():
+            end = float(task.error(held_out))
+        log.info("block %s: relative error %.4f, was %.4f", name, end, start)
+        if not end < start:
+            task.block.load_state_dict(before)
+            state.weights.update(codes)
+
+    def _train(self, task: "Task", weights: dict[str, Trained], learning: Tensor, generator: torch.Generator) -> None:
+        optimizer = torch.optim.Adam(parameter_groups(task.block, weights, self.latent_lr, self.lr))
+        autocast = torch.autocast(
+            task.targets.device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False
+        )
+        for step in range(self.steps):
+            for _, quantizer in weights.values():
+                quantizer.temperature = self.coldest ** (step / self.steps)
+            chosen = learning[torch.randint(len(learning), (self.batch_size,), generator=generator)]
+            with autocast, torch.enable_grad():
+                loss = task.error(chosen, self.mixed, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A `block` of the student, its inputs in both networks, the teacher's outputs as `targets`, each (n, channels, …),
+    and the `curvature` that weighs the error of a channel, in the shape of one sample."""
+
+    block: nn.Module
+    inputs: Tensor
+    teacher_inputs: Tensor
+    targets: Tensor
+    curvature: Tensor
+
+    @classmethod
+    def gather(
+        cls, state: QuantizationState, name: str, calibration: CalibrationImages, views: int, generator: torch.Generator
+    ) -> "Task":
+        """The task of the block called `name`, on the images and `views` random views of each."""
+        inputs, teacher_inputs, targets = [], [], []
+        for batch in calibration.views(views, generator):
+            inputs += [x for x, _ in run_to(state.student, name, batch)]
+            for x, y in run_to(state.teacher, name, batch):
+                teacher_inputs.append(x)
+                targets.append(y)
+        curvature = output_curvature(state.teacher, name, calibration.batches(), generator)
+        return cls(
+            state.student.get_submodule(name),
+            torch.cat(inputs),
+            torch.cat(teacher_inputs),
+            torch.cat(targets),
+            curvature,
+        )
+
+    def error(self, chosen: Tensor, mixed: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """The relative error of the output on the `chosen` samples, a share `mixed` of the inputs from the teacher."""
+        inputs = self.inputs[chosen]
+        if mixed:
+            from_teacher = torch.rand(inputs.shape, generator=generator) < mixed
+            inputs = torch.where(from_teacher.to(inputs.device), self.teacher_inputs[chosen], inputs)
+        outputs, targets = self.block(inputs).float(), self.targets[chosen].float()
+        return ((outputs - targets).square() * self.curvature).sum() / (targets.square() * self.curvature).sum()
+
+
+def output_curvature(teacher: nn.Module, name: str, batches: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+    """The mean squared gradient of the log-likelihood of each channel of the output of the module called `name`, over
+    classes drawn as the teacher believes in them (the diagonal of the Fisher matrix, BRECQ, section 3.3).
+
+    (channels, 1, …), of mean 1; all ones where the network does not tell classes apart.
+    """
+    total = None
+    for batch in batches:
+        gradient = _output_gradient(teacher, name, batch, generator)
+        squares = gradient.float().square().sum((0, *range(2, gradient.dim())), keepdim=True)[0]
+        total = squares if total is None else total + squares
+    return total / total.mean()
+
+
+def _output_gradient(teacher: nn.Module, name: str, batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Of the log-likelihood of a class drawn for each sample, with respect to the output of the module called `name`;
+    ones where there are no classes."""
+    outputs: list[Tensor] = []
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_(True))
+        return outputs[0]
+
+    handle = teacher.get_submodule(name).register_forward_hook(hook)
+    try:
+        with torch.enable_grad():
+            logits = forward(teacher, batch).float()
+            if logits.dim() != 2 or logits.shape[1] < 2:
+                return torch.ones_like(outputs[0])
+            drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).to(logits.device)
+            (gradient,) = torch.autograd.grad(logits.log_softmax(1).gather(1, drawn).sum(), outputs[0])
+    finally:
+        handle.remove()
+    return gradient
+
+
+def _weights(state: QuantizationState, block: str) -> list[str]:
+    return [name for name in state.weights if name.startswith(f"{block}.")]
