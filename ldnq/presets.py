@@ -97,12 +97,12 @@ def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, 
         asymmetric=presets.get(recipe.preset).asymmetric,
         views=recipe.views,
     )
-    stages: list[Stage] = [layerwise]
+    chosen: list[Stage] = [layerwise]
     if recipe.training and recipe.block_steps:
-        stages.append(BlockReconstruction(recipe.block_steps, mixed_precision=mixed_precision))
+        chosen.append(BlockReconstruction(recipe.block_steps, mixed_precision=mixed_precision))
     if recipe.training and recipe.distillation_steps:
-        stages.append(Distillation(recipe.distillation_steps, mixed_precision=mixed_precision))
-    return tuple(stages)
+        chosen.append(Distillation(recipe.distillation_steps, mixed_precision=mixed_precision))
+    return tuple(chosen)
 
 
 def _cascade(recipe: RecipeConfig) -> Cascade | None:

@@ -1,0 +1,97 @@
+"""The rows behind a table: one run each, kept in a JSON file, so that a benchmark can be stopped and continued."""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RecipeConfig, RunConfig, RuntimeConfig
+from ldnq.files import write_json
+
+SAMPLES = 500
+KEPT = (
+    "teacher_top1", "quantized_top1", "top1_drop", "packed_bytes", "float_bytes", "bits_per_weight", "eval_samples",
+    "calibration_samples", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a row is a run of, but for the seed of the calibration draw."""
+
+    model: str
+    dataset: str
+    kbits: int
+    scale: str = "layer"
+    preset: str = "paper"
+    image_size: int | None = None
+
+
+class Rows:
+    """The runs in the file `path`; those of weights that have been trained anew since are left out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = json.loads(path.read_text()) if path.exists() else []
+        self.rows = [row for row in found if row["weights"] == digest(row["model"], row["dataset"])]
+
+    def of(self, configuration: Configuration) -> list[dict[str, Any]]:
+        """The rows of one configuration, a seed each."""
+        return [row for row in self.rows if asdict(configuration).items() <= row.items()]
+
+    def complete(
+        self, configurations: Iterable[Configuration], seeds: Iterable[int], roots: Mapping[str, str], precision: str
+    ) -> None:
+        """Run what is not there yet and has weights and data, and write the file after every run.
+
+        Seed by seed, so that a table of all configurations comes early.
+        """
+        configurations = list(configurations)
+        for seed in seeds:
+            for configuration in configurations:
+                weights = digest(configuration.model, configuration.dataset)
+                done = any(row["seed"] == seed for row in self.of(configuration))
+                if weights is None or done or configuration.dataset not in roots:
+                    continue
+                metrics = measure(configuration, seed, roots[configuration.dataset], precision)
+                click.echo(f"{configuration}, seed {seed}: drop {metrics['top1_drop']:.2f}")
+                kept = {name: metrics[name] for name in KEPT}
+                self.rows.append(
+                    {"weights": weights, "seed": seed, "precision": precision} | asdict(configuration) | kept
+                )
+                write_json(self.path, self.rows)
+
+
+def digest(model: str, dataset: str) -> str | None:
+    """Of the weights that ship; None where there are none."""
+    path = Path(__file__).parents[1] / "pretrained" / f"{model}-{dataset}.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
+
+
+def measure(configuration: Configuration, seed: int, data_root: str, precision: str) -> dict[str, Any]:
+    """The metrics of one run."""
+    from ldnq.pipeline import run
+
+    config = RunConfig(
+        NetworkConfig(configuration.model),
+        DataConfig(configuration.dataset, data_root, image_size=configuration.image_size),
+        CalibrationConfig(samples=SAMPLES, seed=seed),
+        RecipeConfig(preset=configuration.preset, kbits=configuration.kbits, scale=configuration.scale),
+        RuntimeConfig(precision=precision),
+    )
+    with TemporaryDirectory() as folder:
+        return run(config, Path(folder) / "run").metrics
+
+
+def spread(rows: list[dict[str, Any]], name: str) -> str:
+    """Mean and standard deviation over the rows."""
+    values = [row[name] for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
