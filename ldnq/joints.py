@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ldnq.walk import Walk
 from ldnq.wiring import Wiring
 
 # Of the largest factor of a batch norm: a channel with less has no part in the sum that follows.
@@ -71,14 +72,14 @@ class Joints:
             return BatchNormReceiver(*(module.get_submodule(norm) for module in self.modules), bias, teacher_bias)
         return BiasReceiver(bias, teacher_bias) if bias is not None else None
 
-    def correction(self, layer: str) -> Callable[[Tensor], Tensor | None]:
+    def correction(self, layer: str) -> Callable[[Walk, Walk], Tensor | float]:
         """What the output of `layer` would have to add to make up for the error of the other branch of a residual
-        block, of each batch; None where no other branch joins it."""
+        block, in the student's and the teacher's pass of a batch; 0 where no other branch joins it."""
         addend = self.student.addend(layer)
         if addend is None:
-            return lambda batch: None
+            return lambda student, teacher: 0.0
         factor = self._factor(layer)
-        return lambda batch: (self.teacher.value(addend, batch) - self.student.value(addend, batch)) * factor
+        return lambda student, teacher: (teacher.value(addend) - student.value(addend)) * factor
 
     def _factor(self, layer: str) -> Tensor | float:
         """What turns the sum's units into those of the layer's output."""

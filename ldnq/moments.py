@@ -1,6 +1,6 @@
 """Second moments of a layer's inputs and targets, gathered batch by batch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -74,39 +74,29 @@ class Moments:
 
 @torch.no_grad()
 def gather_moments(
-    student: nn.Module,
-    teacher: nn.Module,
-    layer: Layer,
-    batches: Iterable[Tensor],
-    correction: Callable[[Tensor], Tensor | None] = lambda batch: None,
+    layer: Layer, student: nn.Module, teacher: nn.Module, calls: Iterable[tuple[Tensor, Tensor]]
 ) -> Moments:
-    """Moments of `layer` over `batches` of network inputs: inputs as the student feeds them, targets as the teacher
-    computes them from its own, plus `correction(batch)` if there is one. Never holds more than a slice of one unfolded
-    batch."""
+    """Moments of `layer`, the module `student` in one network and `teacher` in the other, over `calls`: inputs as the
+    student feeds them, and the outputs wanted, as the teacher computes them from its own. Never holds more than a slice
+    of one unfolded input."""
     rows = layer.shape[0] // layer.groups
     d = layer.to_matrix(torch.empty(layer.shape, device="meta")).shape[-1]
-    weight = student.get_submodule(layer.name).weight
-    gram = torch.zeros(layer.groups, d, d, dtype=torch.float64, device=weight.device)
-    cross = torch.zeros(layer.groups, rows, d, dtype=torch.float64, device=weight.device)
-    total = torch.zeros(layer.groups, d, 1, dtype=torch.float64, device=weight.device)
-    target_total = torch.zeros(layer.groups, rows, 1, dtype=torch.float64, device=weight.device)
-    teacher_layer = teacher.get_submodule(layer.name)
+    numbers = {"dtype": torch.float64, "device": student.weight.device}
+    gram = torch.zeros(layer.groups, d, d, **numbers)
+    cross = torch.zeros(layer.groups, rows, d, **numbers)
+    total = torch.zeros(layer.groups, d, 1, **numbers)
+    target_total = torch.zeros(layer.groups, rows, 1, **numbers)
     energy, positions = 0.0, 0
-    for batch in batches:
-        student_calls = graph.run_to(student, layer.name, batch, layer.calls)
-        teacher_calls = graph.run_to(teacher, layer.name, batch, layer.calls)
-        shift = correction(batch)
-        for (inputs, _), (_, outputs) in zip(student_calls, teacher_calls, strict=True):
-            outputs = outputs if shift is None else outputs + shift
-            # The network may run in bfloat16; the sums may not.
-            with torch.autocast(inputs.device.type, enabled=False):
-                for x, y in _slices(student.get_submodule(layer.name), teacher_layer, inputs, outputs):
-                    gram += x @ x.mT
-                    cross += y @ x.mT
-                    total += x.sum(2, keepdim=True)
-                    target_total += y.sum(2, keepdim=True)
-                    energy += float(y.double().square().sum())
-                    positions += x.shape[-1]
+    for inputs, outputs in calls:
+        # The network may run in bfloat16; the sums may not.
+        with torch.autocast(inputs.device.type, enabled=False):
+            for x, y in _slices(student, teacher, inputs, outputs):
+                gram += x @ x.mT
+                cross += y @ x.mT
+                total += x.sum(2, keepdim=True)
+                target_total += y.sum(2, keepdim=True)
+                energy += float(y.double().square().sum())
+                positions += x.shape[-1]
     sums = (gram, total, cross, target_total)
     return Moments(*(entry / positions for entry in sums), energy / positions, positions)
 

@@ -5,7 +5,7 @@ import operator
 from collections import Counter
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 log = logging.getLogger(__name__)
@@ -14,9 +14,13 @@ SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
 class Wiring:
-    """The traced forward pass of `module`, with the module's own parameters; knows nothing where tracing fails."""
+    """The traced forward pass of `module`, with the module's own parameters; knows nothing where tracing fails.
+
+    `layers` are the calls of modules that are called once, by their names.
+    """
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.traced: fx.GraphModule | None = None
         try:
             self.traced = fx.symbolic_trace(module)
@@ -25,12 +29,12 @@ class Wiring:
             log.info("torch.fx cannot follow the network, every layer is taken by itself: %s", message)
         nodes = list(self.traced.graph.nodes) if self.traced else []
         calls = Counter(node.target for node in nodes if node.op == "call_module")
-        self._layers = {node.target: node for node in nodes if node.op == "call_module" and calls[node.target] == 1}
+        self.layers = {node.target: node for node in nodes if node.op == "call_module" and calls[node.target] == 1}
 
     def batch_norm_after(self, layer: str) -> str | None:
         """The batch norm that takes the output of `layer`, and of nothing else, as its input."""
-        user = self._only_user(self._layers.get(layer))
-        if user is None or self._layers.get(user.target) is not user:
+        user = self._only_user(self.layers.get(layer))
+        if user is None or self.layers.get(user.target) is not user:
             return None
         norm = self.traced.get_submodule(user.target)
         return user.target if isinstance(norm, _BatchNorm) and norm.affine and norm.track_running_stats else None
@@ -39,7 +43,7 @@ class Wiring:
         """The value that is added to the output of `layer`, or of its batch norm: the other branch of a residual
         block."""
         norm = self.batch_norm_after(layer)
-        node = self._layers.get(norm or layer)
+        node = self.layers.get(norm or layer)
         user = self._only_user(node)
         if user is None or not _is_sum(user) or user.kwargs or len(user.args) != 2:
             return None
@@ -52,15 +56,6 @@ class Wiring:
         stacks = [list(node.meta.get("nn_module_stack", ())) for node in sums]
         return list(dict.fromkeys(stack[-1] for stack in stacks if stack))
 
-    @torch.no_grad()
-    def value(self, name: str, batch: Tensor) -> Tensor:
-        """The value called `name` in the pass of `batch`, which ends there."""
-        try:
-            _Until(self.traced, name).run(batch)
-        except _Reached as reached:
-            return reached.value
-        raise KeyError(name)
-
     @staticmethod
     def _only_user(node: fx.Node | None) -> fx.Node | None:
         return next(iter(node.users)) if node is not None and len(node.users) == 1 else None
@@ -69,25 +64,3 @@ class Wiring:
 def _is_sum(node: fx.Node) -> bool:
     # A module may be called "add" and do something else.
     return node.op in ("call_function", "call_method") and node.target in SUMS
-
-
-class _Reached(Exception):
-    """Carries the value out of a pass whose rest nobody needs."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-
-class _Until(fx.Interpreter):
-    """Runs a traced network as far as one value."""
-
-    def __init__(self, traced: fx.GraphModule, name: str) -> None:
-        super().__init__(traced)
-        self.extra_traceback = False
-        self.name = name
-
-    def run_node(self, node: fx.Node) -> Tensor:
-        value = super().run_node(node)
-        if node.name == self.name:
-            raise _Reached(value)
-        return value

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ldnq import moments
-from ldnq.graph import find_layers
+from ldnq.graph import find_layers, run_to
 
 
 def _pair(*modules):
@@ -17,6 +17,16 @@ def _pair(*modules):
     return student, teacher
 
 
+def _gather(student, teacher, layer, batches, shift=0.0):
+    calls = [
+        (x, y + shift)
+        for batch in batches
+        for (x, _), (_, y) in zip(*(run_to(module, layer.name, batch, layer.calls) for module in (student, teacher)))
+    ]
+    modules = (module.get_submodule(layer.name) for module in (student, teacher))
+    return moments.gather_moments(layer, *modules, calls)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4], ids=["dense", "grouped", "depthwise"])
 @pytest.mark.parametrize("max_entries", [1, 1 << 26], ids=["a sample at a time", "whole batches"])
 def test_moments_are_those_of_all_positions_at_once(groups, max_entries, monkeypatch):
@@ -24,7 +34,7 @@ def test_moments_are_those_of_all_positions_at_once(groups, max_entries, monkeyp
     student, teacher = _pair(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=groups))
     x = torch.randn(10, 3, 7, 7)
     layer = find_layers(student, x[:1])[0][1]
-    found = moments.gather_moments(student, teacher, layer, x.split(4))
+    found = _gather(student, teacher, layer, x.split(4))
 
     # float64, patch by patch, in plain Python.
     with torch.no_grad():
@@ -52,7 +62,7 @@ def test_relative_error_is_that_of_the_outputs():
     student, teacher = _pair(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     x = torch.randn(40, 6)
     layer = find_layers(student, x[:1])[0][1]
-    found = moments.gather_moments(student, teacher, layer, x.split(16))
+    found = _gather(student, teacher, layer, x.split(16))
     weights = torch.randn(3, 5)
     target = (teacher(x) - teacher[2].bias).detach()
     output = student[:2](x).detach() @ weights.T
@@ -64,7 +74,7 @@ def test_a_layer_that_runs_twice_is_measured_in_both_calls():
     layer = nn.Linear(4, 4, bias=False)
     network = nn.Sequential(layer, nn.ReLU(), layer)
     x = torch.randn(30, 4)
-    found = moments.gather_moments(network, network, find_layers(network, x[:1])[0][0], [x])
+    found = _gather(network, network, find_layers(network, x[:1])[0][0], [x])
     hidden = layer(x).relu()
     torch.testing.assert_close(found.gram[0], ((x.T @ x + hidden.T @ hidden) / 60).double(), rtol=1e-5, atol=1e-7)
 
@@ -72,7 +82,7 @@ def test_a_layer_that_runs_twice_is_measured_in_both_calls():
 def test_a_bias_is_the_weight_of_a_constant_input():
     linear = nn.Linear(3, 2)
     x = torch.randn(50, 3)
-    found = moments.gather_moments(linear, linear, find_layers(linear, x[:1])[0][0], [x])
+    found = _gather(linear, linear, find_layers(linear, x[:1])[0][0], [x])
     extended = torch.cat([x, torch.ones(50, 1)], 1).double()
     torch.testing.assert_close(found.gram_with_ones[0], extended.T @ extended / 50, rtol=1e-5, atol=1e-7)
     bias = linear.bias.detach().double().view(1, -1, 1)
@@ -85,7 +95,7 @@ def test_centred_moments_are_covariances():
     x = torch.randn(40, 6)
     layer = find_layers(student, x[:1])[0][1]
     shift = torch.randn(40, 3)
-    centred = moments.gather_moments(student, teacher, layer, [x], lambda batch: shift).centred()
+    centred = _gather(student, teacher, layer, [x], shift).centred()
     inputs = student[:2](x).detach().double()
     targets = (teacher(x) - teacher[2].bias + shift).detach().double()
     inputs, targets = inputs - inputs.mean(0), targets - targets.mean(0)

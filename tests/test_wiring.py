@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ldnq.models import models
+from ldnq.walk import Walk
 from ldnq.wiring import Wiring
 
 
@@ -45,16 +46,7 @@ def test_the_other_branch_of_a_sum_is_found_and_computed(join):
     assert wiring.batch_norm_after("plain") is None
     assert wiring.addend("plain") is None
     x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(wiring.value(wiring.addend("conv"), x), F.relu(x))
-
-
-def test_values_follow_the_weights_of_the_network():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
-    wiring = Wiring(network)
-    x = torch.randn(2, 3, 6, 6)
-    with torch.no_grad():
-        network[0].weight.mul_(2)
-        torch.testing.assert_close(wiring.value("_1", x), network[:2](x))
+    torch.testing.assert_close(Walk(wiring, x).value(wiring.addend("conv")), F.relu(x))
 
 
 @pytest.mark.parametrize(

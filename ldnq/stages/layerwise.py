@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -19,8 +19,12 @@ from ldnq.problem import LayerProblem, LayerSolution, Solver, least_squares
 from ldnq.progress import track
 from ldnq.quantized import LayerResult, QuantizationState, QuantizedWeight
 from ldnq.stages.cascade import Cascade
+from ldnq.walk import Walk
 
 log = logging.getLogger(__name__)
+
+# Of inputs, and of values between two layers, kept from one layer to the next.
+MAX_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,10 @@ class Layerwise:
         found, unfit = find_layers(state.student, next(iter(calibration.batches()))[:2])
         layers, skipped = self._choose(found)
         state.skipped = [*unfit, *skipped]
-        joints = Joints(state.student, state.teacher) if self.asymmetric else None
+        joints = Joints(state.student, state.teacher)
+        walks = self._walks(joints, calibration, generator)
         for position, layer in enumerate(track(layers, "quantizing layers"), 1):
-            result = self._quantize(state, layer, joints, calibration.views(self.views, generator))
+            result = self._quantize(state, layer, joints, walks())
             state.results.append(result)
             log.info(
                 "layer %d of %d, %s %s: relative error %.4f",
@@ -88,14 +93,31 @@ class Layerwise:
             raise NetworkError(f"expected at least one Conv2d or Linear layer to quantize: {reason}")
         return chosen, left_out
 
+    def _walks(
+        self, joints: Joints, calibration: CalibrationImages, generator: torch.Generator
+    ) -> Callable[[], Iterable[tuple[Walk, Walk]]]:
+        """The passes of all batches through student and teacher, for one layer after the other."""
+
+        def start(limit: float) -> Iterator[tuple[Walk, Walk]]:
+            for batch in calibration.views(self.views, generator):
+                yield Walk(joints.student, batch, limit), Walk(joints.teacher, batch, limit)
+
+        number = -(-len(calibration) // calibration.batch_size) * (1 + self.views)
+        size = 4 * calibration.images.numel() * (1 + self.views)
+        if self.cascade or size > MAX_BYTES:
+            # What has been passed changes once more, or there is more than memory holds.
+            return lambda: start(0)
+        kept = list(start(MAX_BYTES / (2 * number)))
+        return lambda: kept
+
     def _quantize(
-        self, state: QuantizationState, layer: Layer, joints: Joints | None, batches: Iterable[Tensor]
+        self, state: QuantizationState, layer: Layer, joints: Joints, walks: Iterable[tuple[Walk, Walk]]
     ) -> LayerResult:
         started = time.perf_counter()
         with_bias = self._with_bias(state, layer)
-        receiver = joints.receiver(layer.name) if joints and not with_bias else None
-        correction = joints.correction(layer.name) if joints else lambda batch: None
-        moments = gather_moments(state.student, state.teacher, layer, batches, correction)
+        receiver = joints.receiver(layer.name) if self.asymmetric and not with_bias else None
+        modules = (module.get_submodule(layer.name) for module in (state.student, state.teacher))
+        moments = gather_moments(layer, *modules, self._calls(layer, joints, walks))
         _remark(layer, moments)
         # Where something takes up an offset, the means of inputs and outputs do not matter.
         fitted = moments.centred() if receiver else moments
@@ -113,6 +135,17 @@ class Layerwise:
             receiver.take(*(entry.flatten() for entry in (gain, matrix @ moments.mean, moments.target_mean)))
         error = fitted.relative_error(gain * matrix)
         return LayerResult(layer, error, len(solution.errors) - 1, time.perf_counter() - started)
+
+    def _calls(
+        self, layer: Layer, joints: Joints, walks: Iterable[tuple[Walk, Walk]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the student feeds the layer with, and what it should return."""
+        correction = joints.correction(layer.name)
+        for student, teacher in walks:
+            inputs, outputs = student.inputs(layer), teacher.outputs(layer)
+            missing = correction(student, teacher) if self.asymmetric else 0.0
+            for x, y in zip(inputs, outputs, strict=True):
+                yield x, y + missing
 
     def _problem(
         self, state: QuantizationState, layer: Layer, moments: Moments, with_bias: bool, receiver: Receiver | None
