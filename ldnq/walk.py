@@ -44,10 +44,10 @@ class Walk(fx.Interpreter):
 
     @torch.no_grad()
     def value(self, name: str) -> Tensor:
-        """The value called `name`, which may lie ahead."""
-        node = next(node for node in self.nodes if node.name == name)
+        """The value called `name`, which is still needed or lies ahead."""
+        position, node = next((i, node) for i, node in enumerate(self.nodes) if node.name == name)
         versions = self._versions()
-        values = self._run(self._missing(node))
+        values = self._run(self.nodes[self.position : position + 1])
         if self._versions() != versions:
             self._restart()
         return values[node]
@@ -82,16 +82,6 @@ class Walk(fx.Interpreter):
     def _versions(self) -> list[int]:
         """How often each value kept was changed in place: one that was, is no place to start from once more."""
         return [value._version for value in _tensors(self.env)]
-
-    def _missing(self, node: fx.Node) -> list[fx.Node]:
-        """What has to run for the value of `node`, in order."""
-        missing, waiting = set(), [node]
-        while waiting:
-            node = waiting.pop()
-            if node not in self.env and node not in missing:
-                missing.add(node)
-                waiting += node.all_input_nodes
-        return [node for node in self.nodes if node in missing]
 
 
 def _tensors(values: dict[fx.Node, Tensor]) -> list[Tensor]:

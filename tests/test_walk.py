@@ -55,17 +55,17 @@ class InPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+        self.first, self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 4)
 
     def forward(self, x):
         x = self.first(x)
         y = self.second(x)
-        x += 1
-        x *= 2
-        return self.third(x + y.relu_())
+        x.add_(1)
+        x.mul_(2)
+        return self.third(torch.cat([x, y.relu_()], 1))
 
 
-@pytest.mark.parametrize("limit", [float("inf"), 0], ids=["kept", "not kept"])
+@pytest.mark.parametrize("limit", [float("inf"), 60, 0], ids=["all kept", "the smaller kept", "nothing kept"])
 @torch.no_grad()
 def test_operations_in_place_are_done_once(limit):
     network, x = InPlace().eval(), torch.randn(3, 4)
