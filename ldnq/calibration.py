@@ -132,7 +132,8 @@ class CalibrationImages:
     """The images themselves, in memory: what stages learn from.
 
     `images` (n, …) in any units, `normalize` takes a batch on `device` to the network's units, `augmentation` makes
-    random views of a batch before that. `batch_size` bounds the memory of passes that do not train.
+    random views of a batch before that. `batch_size` bounds the memory of passes that do not train. Nothing learns from
+    the images `held_out`, if there are any: what was learned is judged by them.
     """
 
     images: Tensor
@@ -140,15 +141,20 @@ class CalibrationImages:
     augmentation: Augmentation | None
     batch_size: int
     device: torch.device
+    held_out: "CalibrationImages | None" = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def split(self, share: float, generator: torch.Generator) -> tuple["CalibrationImages", "CalibrationImages"]:
-        """The images without a random `share` of them, and that share; both at least one image, of two or more."""
+    def set_apart(self, share: float, generator: torch.Generator) -> "CalibrationImages":
+        """The images without a random `share` of them, which become those `held_out`; of two images or more both parts
+        have at least one."""
+        if len(self) < 2:
+            return self
         order = torch.randperm(len(self), generator=generator)
         count = min(max(1, round(share * len(self))), len(self) - 1)
-        return replace(self, images=self.images[order[count:]]), replace(self, images=self.images[order[:count]])
+        held_out = replace(self, images=self.images[order[:count]])
+        return replace(self, images=self.images[order[count:]], held_out=held_out)
 
     def batches(self) -> Iterator[Tensor]:
         """All images once, in order, as the network takes them."""

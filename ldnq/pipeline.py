@@ -34,6 +34,9 @@ from ldnq.synthesis import Synthesis
 
 log = logging.getLogger(__name__)
 
+# Of the calibration images, where whole networks learn from the rest.
+HELD_OUT = 0.1
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -130,6 +133,8 @@ def apply_stages(
     teacher = _copy(module, torch.channels_last).requires_grad_(False)
     state = QuantizationState(_copy(teacher, torch.channels_last).requires_grad_(True), teacher)
     generator = torch.Generator().manual_seed(seed)
+    if recipe.training and (recipe.block_steps or recipe.distillation_steps):
+        images = images.set_apart(HELD_OUT, generator)
     for stage in stages(recipe, mixed_precision):
         state = stage(state, images, generator)
     # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.

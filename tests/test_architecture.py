@@ -13,7 +13,7 @@ PACKAGE = Path(ldnq.__file__).parent
 ROWS = [
     ["errors"],
     ["config", "registry", "files", "progress"],
-    ["codebook", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring"],
+    ["codebook", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
     ["walk"],
     ["problem", "moments", "joints", "quantized", "datasets", "models"],
     ["quantizers", "solvers", "calibration", "evaluation", "checkpoints", "data", "training", "runs"],

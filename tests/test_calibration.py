@@ -310,9 +310,15 @@ def test_random_batches_repeat_with_the_seed_and_are_augmented():
 
 @pytest.mark.parametrize(("total", "share", "kept"), [(10, 0.2, 8), (10, 0.01, 9), (3, 0.9, 1), (2, 0.5, 1)])
 def test_a_share_of_the_images_is_set_apart(total, share, kept):
-    rest, apart = held(total).split(share, torch.Generator().manual_seed(0))
-    numbers = [images.images[:, 0, 0, 0].tolist() for images in (rest, apart)]
-    assert len(numbers[0]) == kept
-    assert sorted(numbers[0] + numbers[1]) == numbered(total)[:, 0, 0, 0].tolist()
-    other, _ = held(total).split(share, torch.Generator().manual_seed(1))
-    assert total < 10 or other.images[:, 0, 0, 0].tolist() != numbers[0]
+    def split(seed):
+        images = held(total).set_apart(share, torch.Generator().manual_seed(seed))
+        return [part.images[:, 0, 0, 0].tolist() for part in (images, images.held_out)]
+
+    learned, judged = split(0)
+    assert len(learned) == kept
+    assert sorted(learned + judged) == numbered(total)[:, 0, 0, 0].tolist()
+    assert total < 10 or split(1)[0] != learned
+
+
+def test_of_a_single_image_nothing_is_set_apart():
+    assert held(1).set_apart(0.5, torch.Generator()).held_out is None

@@ -26,7 +26,7 @@ class BlockReconstruction:
     Latent values learn at `latent_lr`, scales, batch norm and biases at `lr`. A share `mixed` of the values of the
     inputs is the teacher's, the rest the student's (QDrop, arXiv 2203.05740). The temperature of the assignment falls
     from 1 to `coldest`. Inputs are those of the images and of `views` random views of each; a block that has not come
-    nearer to the teacher on the share `held_out` of them stays as it was. `mixed_precision` runs the steps in bfloat16.
+    nearer to the teacher on those of the images held out stays as it was. `mixed_precision` runs the steps in bfloat16.
     """
 
     steps: int
@@ -36,38 +36,44 @@ class BlockReconstruction:
     mixed: float = 0.5
     coldest: float = 0.02
     views: int = 3
-    held_out: float = 0.1
     mixed_precision: bool = False
 
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
     ) -> QuantizationState:
+        if calibration.held_out is None:
+            log.warning(
+                "no block reconstruction: it needs two calibration images or more, to learn from and to choose by"
+            )
+            return state
         names = [name for name in Wiring(state.teacher).blocks() if _weights(state, name)]
         if not names:
             log.warning("no residual blocks found: layers stay as they were quantized, one by one")
         for name in track(names, "reconstructing blocks"):
-            task = Task.gather(state, name, calibration, self.views, generator)
-            self._reconstruct(state, name, task, generator)
+            tasks = (
+                Task.gather(state, name, images, self.views, generator)
+                for images in (calibration, calibration.held_out)
+            )
+            self._reconstruct(state, name, *tasks, generator)
         return state
 
-    def _reconstruct(self, state: QuantizationState, name: str, task: "Task", generator: torch.Generator) -> None:
-        order = torch.randperm(len(task.targets), generator=generator)
-        count = max(1, round(self.held_out * len(order)))
-        held_out, learning = order[:count], order[count:]
+    def _reconstruct(
+        self, state: QuantizationState, name: str, task: "Task", exam: "Task", generator: torch.Generator
+    ) -> None:
         codes = {weight: state.weights[weight] for weight in _weights(state, name)}
         before = {key: tensor.clone() for key, tensor in task.block.state_dict().items()}
         with torch.no_grad():
-            start = float(task.error(held_out))
+            start = float(exam.error())
         with trainable(state, SoftAssignment, codes) as weights:
-            self._train(task, weights, learning, generator)
+            self._train(task, weights, generator)
         with torch.no_grad():
-            end = float(task.error(held_out))
+            end = float(exam.error())
         log.info("block %s: relative error %.4f, was %.4f", name, end, start)
         if not end < start:
             task.block.load_state_dict(before)
             state.weights.update(codes)
 
-    def _train(self, task: "Task", weights: dict[str, Trained], learning: Tensor, generator: torch.Generator) -> None:
+    def _train(self, task: "Task", weights: dict[str, Trained], generator: torch.Generator) -> None:
         optimizer = torch.optim.Adam(parameter_groups(task.block, weights, self.latent_lr, self.lr))
         autocast = torch.autocast(
             task.targets.device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False
@@ -75,7 +81,7 @@ class BlockReconstruction:
         for step in range(self.steps):
             for _, quantizer in weights.values():
                 quantizer.temperature = self.coldest ** (step / self.steps)
-            chosen = learning[torch.randint(len(learning), (self.batch_size,), generator=generator)]
+            chosen = torch.randint(len(task.targets), (self.batch_size,), generator=generator)
             with autocast, torch.enable_grad():
                 loss = task.error(chosen, self.mixed, generator)
             optimizer.zero_grad()
@@ -114,7 +120,9 @@ class Task:
             curvature,
         )
 
-    def error(self, chosen: Tensor, mixed: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    def error(
+        self, chosen: Tensor | slice = slice(None), mixed: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
         """The relative error of the output on the `chosen` samples, a share `mixed` of the inputs from the teacher."""
         inputs = self.inputs[chosen]
         if mixed:

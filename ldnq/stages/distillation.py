@@ -1,6 +1,7 @@
 """Distillation: codes, scales, batch norm and biases learn together to give what the teacher gives."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.power_of_two import Rounding
+from ldnq.recalibration import batch_statistics, recalibrate
 from ldnq.wiring import Wiring
 
 log = logging.getLogger(__name__)
@@ -28,38 +30,44 @@ class Distillation:
 
     The loss is the divergence from the teacher's outputs, softened by `temperature`, plus `features` times the relative
     error of the residual blocks. Latent values of the codes, in units of the scale, learn at `latent_lr`, scales, batch
-    norm and biases at `lr`; both fall to zero along a cosine. The result is a moving average over the steps with
-    `decay`: the one of `checks`, or the start, that is nearest to the teacher on the share `held_out` of the images.
-    `mixed_precision` runs the steps in bfloat16.
+    norm and biases at `lr`; both rise for the share `warmup` of the steps and fall to zero along a cosine.
+
+    Batch norm works with the statistics of each batch, so that it follows the codes at once. The result is a moving
+    average over the steps with `decay`, its batch norms recalibrated on `views` views of every image: the one of
+    `checks`, or the start, that is nearest to the teacher on the images held out. `mixed_precision` runs the steps in
+    bfloat16.
     """
 
     steps: int
     batch_size: int = 128
     latent_lr: float = 3e-3
     lr: float = 1e-3
+    warmup: float = 0.1
     temperature: float = 2.0
     features: float = 1.0
     mixed: float = 0.5
     colour: float = 0.3
     decay: float = 0.99
-    held_out: float = 0.1
-    checks: int = 10
+    views: int = 3
+    checks: int = 5
     mixed_precision: bool = False
 
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
     ) -> QuantizationState:
-        if len(calibration) < 2:
+        if calibration.held_out is None:
+            log.warning("no distillation: it needs two calibration images or more, to learn from and to choose by")
             return state
-        learning, held_out = calibration.split(self.held_out, generator)
-        exam = Exam(state.teacher, held_out.views(3, generator))
+        exam = Exam(state.teacher, calibration.held_out.views(self.views, generator))
         with trainable(state, Rounding) as weights:
             best = Best(state.student, exam(state.student))
             log.info("distillation starts at a loss of %.4f on held-out images", best.loss)
             average = AveragedModel(state.student, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
-            for step in self._steps(state, weights, learning, generator):
+            for step in self._steps(state, weights, calibration, generator):
                 average.update_parameters(state.student)
                 if step % max(1, self.steps // self.checks) == 0:
+                    with self._autocast(calibration.device):
+                        recalibrate(average.module, calibration.views(self.views, generator))
                     best.offer(average.module, exam(average.module))
             best.restore(state.student)
             log.info("distillation ends at %.4f", best.loss)
@@ -74,14 +82,14 @@ class Distillation:
     ) -> Iterator[int]:
         """Train the student, and yield the number of every step when it is done."""
         optimizer = torch.optim.Adam(parameter_groups(state.student, weights, self.latent_lr, self.lr))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         blocks = Wiring(state.teacher).blocks()
-        batches = self._batches(calibration, generator)
-        # Nothing may be remembered of weights once cast: they change with every step.
-        autocast = torch.autocast(
-            calibration.device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False
-        )
-        with recorded(state.student, blocks) as ours, recorded(state.teacher, blocks) as theirs:
+        batches, autocast = self._batches(calibration, generator), self._autocast(calibration.device)
+        with (
+            recorded(state.student, blocks) as ours,
+            recorded(state.teacher, blocks) as theirs,
+            batch_statistics(state.student),
+        ):
             for step in track(range(1, self.steps + 1), "distilling"):
                 batch = next(batches)
                 with autocast, torch.no_grad():
@@ -97,11 +105,21 @@ class Distillation:
                     rounding.clamp(latent.data)
                 yield step
 
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        # Nothing may be remembered of weights once cast: they change with every step.
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False)
+
+    def _rate(self, step: int) -> float:
+        """The share of the learning rates at `step`."""
+        rise = min(1.0, (step + 1) / (self.warmup * self.steps)) if self.warmup else 1.0
+        return rise * (1 + math.cos(math.pi * step / self.steps)) / 2
+
     def _batches(self, calibration: CalibrationImages, generator: torch.Generator) -> Iterator[Tensor]:
         if calibration.augmentation:
             calibration = replace(calibration, augmentation=replace(calibration.augmentation, colour=self.colour))
         for batch in calibration.random_batches(self.batch_size, generator):
-            yield mix(batch, self.mixed, generator)
+            # A single sample has no variance.
+            yield mix(batch if len(batch) > 1 else batch.repeat_interleave(2, 0), self.mixed, generator)
 
 
 class Exam:
@@ -118,23 +136,21 @@ class Exam:
 
 
 class Best:
-    """The parameters of a network at the lowest `loss` so far."""
+    """What a network was at the lowest `loss` so far."""
 
     def __init__(self, module: nn.Module, loss: float) -> None:
         self.loss = float("inf")
         self.offer(module, loss)
 
     def offer(self, module: nn.Module, loss: float) -> None:
-        """Keep the parameters of `module` if `loss` is lower than that of those kept."""
+        """Keep what `module` is now if `loss` is lower than that of what is kept."""
         if loss < self.loss:
             self.loss = loss
-            self.values = [parameter.detach().clone() for parameter in module.parameters()]
+            self.values = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
-    @torch.no_grad()
     def restore(self, module: nn.Module) -> None:
-        """Give `module` the parameters kept."""
-        for parameter, value in zip(module.parameters(), self.values, strict=True):
-            parameter.copy_(value)
+        """Make `module` what is kept."""
+        module.load_state_dict(self.values)
 
 
 def divergence(outputs: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

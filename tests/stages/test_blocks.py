@@ -31,7 +31,8 @@ def _network():
 
 
 def _images(count=48):
-    return CalibrationImages(torch.randn(count, 3, 8, 8), lambda batch: batch, None, 32, torch.device("cpu"))
+    images = CalibrationImages(torch.randn(count, 3, 8, 8), lambda batch: batch, None, 32, torch.device("cpu"))
+    return images.set_apart(0.2, torch.Generator().manual_seed(0))
 
 
 def _rounded(images, network=None):
@@ -68,6 +69,15 @@ def test_a_block_that_got_worse_is_put_back():
     state = BlockReconstruction(steps=5, latent_lr=1e4, lr=1e3)(state, images, torch.Generator())
     assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
     assert state.weights == weights
+
+
+def test_a_single_image_is_no_training_set(caplog):
+    images = _images(1)
+    state = _rounded(images)
+    before = copy.deepcopy(state.student.state_dict())
+    state = BlockReconstruction(steps=5)(state, images, torch.Generator())
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
+    assert "needs two calibration images" in caplog.text
 
 
 def test_a_network_without_blocks_stays_as_it_is_and_that_is_said(caplog):

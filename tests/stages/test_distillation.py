@@ -10,6 +10,7 @@ from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.quantized import QuantizationState
+from ldnq.recalibration import recalibrate
 from ldnq.solvers.nearest import Nearest
 from ldnq.stages.distillation import Best, Distillation, divergence, relative_error
 from ldnq.stages.layerwise import Layerwise
@@ -26,14 +27,18 @@ class Residual(nn.Module):
 
 
 def _network():
-    return nn.Sequential(
+    network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Residual(), Residual(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
     ).eval()  # fmt: skip
+    # As a trained network's, its batch norms know their inputs.
+    recalibrate(network, [torch.randn(200, 3, 8, 8)])
+    return network
 
 
 def _images(count=40, augmentation=None):
-    return CalibrationImages(torch.randn(count, 3, 8, 8), lambda batch: batch, augmentation, 32, torch.device("cpu"))
+    images = CalibrationImages(torch.randn(count, 3, 8, 8), lambda batch: batch, augmentation, 32, torch.device("cpu"))
+    return images.set_apart(0.2, torch.Generator().manual_seed(0))
 
 
 def _rounded(images, kbits=3):
@@ -74,13 +79,23 @@ def test_what_comes_out_is_on_the_codebook_and_frozen():
     assert not any(module.training for module in state.student.modules())
 
 
-def test_teacher_and_running_statistics_stay_as_they_are():
+def test_the_teacher_stays_as_it_is():
     images = _images()
     state = _rounded(images)
-    teacher, buffers = copy.deepcopy(state.teacher.state_dict()), copy.deepcopy(dict(state.student.named_buffers()))
+    before = copy.deepcopy(state.teacher.state_dict())
     SHORT(state, images, torch.Generator())
-    assert all(torch.equal(teacher[name], tensor) for name, tensor in state.teacher.state_dict().items())
-    assert all(torch.equal(buffers[name], tensor) for name, tensor in state.student.named_buffers())
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.teacher.state_dict().items())
+    assert not any(module.training for module in state.teacher.modules())
+
+
+def test_batch_norm_ends_with_the_statistics_of_the_new_codes():
+    images = _images(400)
+    state = replace(SHORT, mixed=0)(_rounded(images), images, torch.Generator())
+    with torch.no_grad():
+        inputs = state.student[0](images.images)
+    norm = state.student[1]
+    torch.testing.assert_close(norm.running_mean, inputs.mean((0, 2, 3)), rtol=0, atol=0.02)
+    torch.testing.assert_close(norm.running_var, inputs.var((0, 2, 3)), rtol=0.02, atol=0)
 
 
 def test_weights_of_layers_that_stay_float_are_left_alone():
@@ -111,11 +126,12 @@ def test_equal_seeds_give_equal_students():
     assert all(torch.equal(one, two) for one, two in zip(*(student.values() for student in students)))
 
 
-def test_a_single_image_is_no_training_set():
+def test_a_single_image_is_no_training_set(caplog):
     images = _images(1)
     state = _rounded(images)
     before = copy.deepcopy(state.student.state_dict())
     state = SHORT(state, images, torch.Generator())
+    assert "needs two calibration images" in caplog.text
     assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
 
 

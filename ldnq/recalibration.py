@@ -1,0 +1,36 @@
+"""Batch norms take up the statistics of the network that they are in now."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[list[_BatchNorm]]:
+    """While inside, the batch norms of `module` work with the statistics of each batch, and remember their means over
+    all batches since; nothing else is in training mode. Yields them."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        # None: the mean over all batches instead of a moving average.
+        norm.momentum = None
+        norm.training = True
+    try:
+        yield norms
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+            norm.training = False
+
+
+@torch.no_grad()
+def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give every batch norm the mean and variance of its inputs over `batches`, of two samples or more each."""
+    with batch_statistics(module) as norms:
+        for batch in batches if norms else ():
+            if len(batch) > 1:
+                module(batch)
