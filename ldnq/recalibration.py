@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def batch_statistics(module: nn.Module) -> Iterator[list[_BatchNorm]]:
     """While inside, the batch norms of `module` work with the statistics of each batch, and remember their means over
     all batches since; nothing else is in training mode. Yields them."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    norms = [norm for norm in module.modules() if _remembers(norm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -34,3 +34,18 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
         for batch in batches if norms else ():
             if len(batch) > 1:
                 module(batch)
+
+
+@torch.no_grad()
+def restate(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Recalibrate every batch norm, and change its weight and bias so that `module` computes what it did before."""
+    norms = [norm for norm in module.modules() if _remembers(norm) and norm.affine]
+    before = [(norm.running_mean.clone(), (norm.running_var + norm.eps).sqrt()) for norm in norms]
+    recalibrate(module, batches)
+    for norm, (mean, deviation) in zip(norms, before):
+        norm.bias += norm.weight / deviation * (norm.running_mean - mean)
+        norm.weight *= (norm.running_var + norm.eps).sqrt() / deviation
+
+
+def _remembers(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.track_running_stats

@@ -17,7 +17,7 @@ from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.power_of_two import Rounding
-from ldnq.recalibration import batch_statistics, recalibrate
+from ldnq.recalibration import batch_statistics, recalibrate, restate
 from ldnq.wiring import Wiring
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ class Distillation:
     error of the residual blocks. Latent values of the codes, in units of the scale, learn at `latent_lr`, scales, batch
     norm and biases at `lr`; both rise for the share `warmup` of the steps and fall to zero along a cosine.
 
-    Batch norm works with the statistics of each batch, so that it follows the codes at once. The result is a moving
-    average over the steps with `decay`, its batch norms recalibrated on `views` views of every image: the one of
-    `checks`, or the start, that is nearest to the teacher on the images held out. `mixed_precision` runs the steps in
-    bfloat16.
+    Batch norm works with the statistics of each batch, so that it follows the codes at once; it starts with a weight
+    and a bias that give what it gave with the statistics it had. The result is a moving average over the steps with
+    `decay`, its batch norms recalibrated on `views` views of every image: the one of `checks`, or the start, that is
+    nearest to the teacher on the images held out. `mixed_precision` runs the steps in bfloat16.
     """
 
     steps: int
@@ -62,6 +62,8 @@ class Distillation:
         with trainable(state, Rounding) as weights:
             best = Best(state.student, exam(state.student))
             log.info("distillation starts at a loss of %.4f on held-out images", best.loss)
+            with self._autocast(calibration.device):
+                restate(state.student, calibration.views(self.views, generator))
             average = AveragedModel(state.student, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
             for step in self._steps(state, weights, calibration, generator):
                 average.update_parameters(state.student)
