@@ -65,7 +65,7 @@ presets.add(
     Preset(
         "fast, then a short distillation of the whole network",
         asymmetric=True,
-        defaults=ASYMMETRIC | {"distillation_steps": 500},
+        defaults=ASYMMETRIC | {"distillation_steps": 400},
     ),
 )
 presets.add(
@@ -73,7 +73,7 @@ presets.add(
     Preset(
         "fast, then a long distillation of the whole network",
         asymmetric=True,
-        defaults=ASYMMETRIC | {"distillation_steps": 3000},
+        defaults=ASYMMETRIC | {"distillation_steps": 1200},
     ),
 )
 

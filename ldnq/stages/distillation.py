@@ -29,8 +29,9 @@ class Distillation:
     augmented and mixed images, no labels (function matching, Beyer et al., arXiv 2106.05237).
 
     The loss is the divergence from the teacher's outputs, softened by `temperature`, plus `features` times the relative
-    error of the residual blocks. Latent values of the codes, in units of the scale, learn at `latent_lr`, scales, batch
-    norm and biases at `lr`; both rise for the share `warmup` of the steps and fall to zero along a cosine.
+    error of the residual blocks. Latent values of the codes learn at the rate `travel / steps`: in units of the scale,
+    how far they would come if all gradients pointed one way; scales, batch norm and biases learn at `lr`. Both rates
+    rise for the share `warmup` of the steps and fall to zero along a cosine.
 
     Batch norm works with the statistics of each batch, so that it follows the codes at once; it starts with a weight
     and a bias that give what it gave with the statistics it had. The result is a moving average over the steps with
@@ -40,7 +41,7 @@ class Distillation:
 
     steps: int
     batch_size: int = 128
-    latent_lr: float = 3e-3
+    travel: float = 1.2
     lr: float = 1e-3
     warmup: float = 0.1
     temperature: float = 2.0
@@ -83,7 +84,7 @@ class Distillation:
         generator: torch.Generator,
     ) -> Iterator[int]:
         """Train the student, and yield the number of every step when it is done."""
-        optimizer = torch.optim.Adam(parameter_groups(state.student, weights, self.latent_lr, self.lr))
+        optimizer = torch.optim.Adam(parameter_groups(state.student, weights, self.travel / self.steps, self.lr))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         blocks = Wiring(state.teacher).blocks()
         batches, autocast = self._batches(calibration, generator), self._autocast(calibration.device)
