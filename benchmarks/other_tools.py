@@ -163,6 +163,8 @@ def main(model: str, data_root: str, checkpoint: str | None, mean, std, seeds: i
             torch.manual_seed(seed)
             started = time.perf_counter()
             quantized = rounded(copy.deepcopy(network.module))
+            with torch.no_grad():
+                quantized(next(iter(batches))[0])  # sets the scales
             METHODS[name](quantized, batches)
             recalibrate(quantized, (batch for batch, _ in batches))
             seconds = time.perf_counter() - started
