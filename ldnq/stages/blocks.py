@@ -50,11 +50,12 @@ class BlockReconstruction:
         if not names:
             log.warning("no residual blocks found: layers stay as they were quantized, one by one")
         for name in track(names, "reconstructing blocks"):
-            tasks = (
-                Task.gather(state, name, images, self.views, generator)
+            curvature = output_curvature(state.teacher, name, calibration.batches(), generator)
+            task, exam = (
+                Task.gather(state, name, images.views(self.views, generator), curvature)
                 for images in (calibration, calibration.held_out)
             )
-            self._reconstruct(state, name, *tasks, generator)
+            self._reconstruct(state, name, task, exam, generator)
         return state
 
     def _reconstruct(
@@ -101,24 +102,16 @@ class Task:
     curvature: Tensor
 
     @classmethod
-    def gather(
-        cls, state: QuantizationState, name: str, calibration: CalibrationImages, views: int, generator: torch.Generator
-    ) -> "Task":
-        """The task of the block called `name`, on the images and `views` random views of each."""
+    def gather(cls, state: QuantizationState, name: str, batches: Iterable[Tensor], curvature: Tensor) -> "Task":
+        """The task of the block called `name` on `batches` of network inputs."""
         inputs, teacher_inputs, targets = [], [], []
-        for batch in calibration.views(views, generator):
+        for batch in batches:
             inputs += [x for x, _ in run_to(state.student, name, batch)]
             for x, y in run_to(state.teacher, name, batch):
                 teacher_inputs.append(x)
                 targets.append(y)
-        curvature = output_curvature(state.teacher, name, calibration.batches(), generator)
-        return cls(
-            state.student.get_submodule(name),
-            torch.cat(inputs),
-            torch.cat(teacher_inputs),
-            torch.cat(targets),
-            curvature,
-        )
+        samples = (torch.cat(parts) for parts in (inputs, teacher_inputs, targets))
+        return cls(state.student.get_submodule(name), *samples, curvature)
 
     def error(
         self, chosen: Tensor | slice = slice(None), mixed: float = 0.0, generator: torch.Generator | None = None

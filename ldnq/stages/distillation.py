@@ -142,14 +142,16 @@ class Best:
     """What a network was at the lowest `loss` so far."""
 
     def __init__(self, module: nn.Module, loss: float) -> None:
-        self.loss = float("inf")
-        self.offer(module, loss)
+        self._keep(module, loss)
 
     def offer(self, module: nn.Module, loss: float) -> None:
         """Keep what `module` is now if `loss` is lower than that of what is kept."""
         if loss < self.loss:
-            self.loss = loss
-            self.values = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            self._keep(module, loss)
+
+    def _keep(self, module: nn.Module, loss: float) -> None:
+        self.loss = loss
+        self.values = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     def restore(self, module: nn.Module) -> None:
         """Make `module` what is kept."""

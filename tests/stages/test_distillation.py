@@ -163,3 +163,12 @@ def test_the_best_parameters_are_those_of_the_lowest_loss():
     best.offer(module, 1.5)
     best.restore(module)
     assert torch.equal(module.weight, kept["weight"])
+
+
+def test_a_start_without_a_usable_loss_can_be_restored():
+    module = nn.Linear(2, 1)
+    kept = module.weight.detach().clone()
+    best = Best(module, float("nan"))
+    nn.init.zeros_(module.weight)
+    best.restore(module)
+    assert torch.equal(module.weight, kept)
