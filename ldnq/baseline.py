@@ -48,13 +48,8 @@ def train(
     if not data.train.labelled:
         raise DataError(f"expected labelled images to train on, found none in dataset {dataset.name}")
     preprocessing = decide_preprocessing(family, config.data, dataset)
-    model_args = dict(config.network.model_args)
-    if ":" not in config.network.model or config.network.num_classes:
-        model_args["num_classes"] = config.network.num_classes or data.num_classes
     torch.manual_seed(recipe.seed)
-    module = build(config.network.model, model_args)
-    if init:
-        _start_from(module, init)
+    module, model_args = _start(config, data, init)
 
     name = f"{config.network.model.replace(':', '.')}-{dataset.name}"
     folder = output or Path("results") / f"train-{name}"
@@ -78,27 +73,30 @@ def train(
     weights = {key: _stored(tensor, half) for key, tensor in module.state_dict().items()}
     # What is measured is what is stored.
     module.load_state_dict(weights)
-    measuring = runtime.start(config.runtime)
-    accuracy = measure(module, data, preprocessing, config.runtime, measuring, "evaluating")
     card = {
         "model": config.network.model,
         "model_args": model_args,
-        "dataset": dataset.name,
-        "train_images": len(data.train),
-        "num_classes": data.num_classes,
-        "class_names": list(data.class_names),
-        "preprocessing": preprocessing.to_dict(),
+        **_description(data, preprocessing),
         "recipe": asdict(recipe),
         "command": command,
-        "top1": accuracy and accuracy.top1,
-        "top5": accuracy and accuracy.top5,
-        "test_images": accuracy.samples if accuracy else 0,
+        **_accuracy(module, data, preprocessing, config),
         "ldnq": ldnq.__version__,
         "torch": torch.__version__,
     }
     path = folder / f"{name}.safetensors"
     checkpoints.write(path, weights, card)
     return path, card
+
+
+def _start(config: RunConfig, data: Data, init: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network before training, and the arguments that it was built with."""
+    model_args = dict(config.network.model_args)
+    if ":" not in config.network.model or config.network.num_classes:
+        model_args["num_classes"] = config.network.num_classes or data.num_classes
+    module = build(config.network.model, model_args)
+    if init:
+        _start_from(module, init)
+    return module, model_args
 
 
 def _start_from(module: nn.Module, path: Path) -> None:
@@ -134,6 +132,26 @@ def _load(data: Data, preprocessing: Preprocessing, workers: int) -> tuple[Tenso
         raise UsageError(f"{len(data.train)} images of {held} pixels do not fit in {MAX_BYTES >> 30} GiB of memory")
     larger = Preprocessing(held, preprocessing.mean, preprocessing.std)
     return in_memory(Prepared(data.train, larger), workers, lambda batches: track(batches, "loading images"))
+
+
+def _description(data: Data, preprocessing: Preprocessing) -> dict[str, Any]:
+    return {
+        "dataset": data.family.name,
+        "train_images": len(data.train),
+        "num_classes": data.num_classes,
+        "class_names": list(data.class_names),
+        "preprocessing": preprocessing.to_dict(),
+    }
+
+
+def _accuracy(module: nn.Module, data: Data, preprocessing: Preprocessing, config: RunConfig) -> dict[str, Any]:
+    fabric = runtime.start(config.runtime)
+    accuracy = measure(module, data, preprocessing, config.runtime, fabric, "evaluating")
+    return {
+        "top1": accuracy and accuracy.top1,
+        "top5": accuracy and accuracy.top5,
+        "test_images": accuracy.samples if accuracy else 0,
+    }
 
 
 def _stored(tensor: Tensor, half: bool) -> Tensor:

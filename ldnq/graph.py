@@ -155,15 +155,19 @@ def unfold(layer: nn.Module, x: Tensor) -> Tensor:
     return columns.view(n, layer.groups, -1, positions).permute(1, 2, 0, 3).reshape(layer.groups, -1, n * positions)
 
 
-def outputs_as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
-    """A layer's output without its bias, as (groups, out/groups, positions), in `unfold`'s order of positions."""
+def as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
+    """What has the shape of a layer's output, as (groups, out/groups, positions), in `unfold`'s order of positions."""
     if isinstance(layer, nn.Linear):
         y = y.reshape(-1, layer.out_features).T
     else:
         y = (y.unsqueeze(0) if y.dim() == 3 else y).transpose(0, 1).flatten(1)
-    if layer.bias is not None:
-        y = y - layer.bias[:, None]
     return y.reshape(getattr(layer, "groups", 1), -1, y.shape[1])
+
+
+def outputs_as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
+    """A layer's output without its bias, `as_matrix` arranges it."""
+    y = as_matrix(layer, y)
+    return y if layer.bias is None else y - layer.bias.view(*y.shape[:2], 1)
 
 
 def _margins(layer: nn.Conv2d) -> list[int]:

@@ -55,13 +55,6 @@ class Moments:
             self.positions,
         )
 
-    def gain(self, weights: Tensor) -> Tensor:
-        """The factor for every output of `weights` Ŵ (groups, rows, d) that brings it nearest to its target,
-        `⟨y,ŵX⟩/⟨ŵX,ŵX⟩`, (groups, rows, 1); 1 where they do not point the same way."""
-        overlap = (weights * self.cross).sum(2, keepdim=True)
-        norm = (weights @ self.gram * weights).sum(2, keepdim=True)
-        return torch.where((overlap > 0) & (norm > 0), overlap / norm, 1.0)
-
     def relative_error(self, weights: Tensor) -> float:
         """`‖Y − Ŵ X‖² / ‖Y‖²` of `weights` Ŵ (groups, rows, d); 0 where both are nothing."""
         quadratic = float((weights @ self.gram * weights).sum())

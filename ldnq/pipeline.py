@@ -30,6 +30,7 @@ from ldnq.presets import fill_in, stages
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState, QuantizedModel
 from ldnq.runs import RunFolder, default_folder
+from ldnq.stages import Stage
 from ldnq.synthesis import Synthesis
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         synthesis = Synthesis(config.calibration.synthesize, mixed_precision=mixed_precision)
         images = synthesis(network.module, images, torch.Generator().manual_seed(config.calibration.seed))
     with runtime.autocast(fabric, config.runtime):
-        state = apply_stages(network.module, images, config.recipe, config.calibration.seed, mixed_precision)
+        state = apply_recipe(network.module, images, config.recipe, config.calibration.seed, mixed_precision)
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
     metrics = _metrics(config, dataset, calibration, teacher_accuracy, accuracy)
@@ -122,20 +123,27 @@ def quantize(
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device)
     recipe = RecipeConfig(kbits=kbits, **options)
-    state = apply_stages(module, images, fill_in(recipe), seed)
+    state = apply_recipe(module, images, fill_in(recipe), seed)
     return QuantizedModel(state.student, state.weights, provenance={"ldnq": ldnq.__version__, "kbits": kbits})
 
 
-def apply_stages(
+def apply_recipe(
     module: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int, mixed_precision: bool = False
 ) -> QuantizationState:
     """Run the stages of a filled-in `recipe` on a copy of `module`, which is left as it is."""
-    teacher = _copy(module, torch.channels_last).requires_grad_(False)
-    state = QuantizationState(_copy(teacher, torch.channels_last).requires_grad_(True), teacher)
     generator = torch.Generator().manual_seed(seed)
     if recipe.training and (recipe.block_steps or recipe.distillation_steps):
         images = images.set_apart(HELD_OUT, generator)
-    for stage in stages(recipe, mixed_precision):
+    return apply_stages(module, images, stages(recipe, mixed_precision), generator)
+
+
+def apply_stages(
+    module: nn.Module, images: CalibrationImages, chosen: Iterable[Stage], generator: torch.Generator
+) -> QuantizationState:
+    """Run the `chosen` stages on a copy of `module`, which is left as it is."""
+    teacher = _copy(module, torch.channels_last).requires_grad_(False)
+    state = QuantizationState(_copy(teacher, torch.channels_last).requires_grad_(True), teacher)
+    for stage in chosen:
         state = stage(state, images, generator)
     # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.
     state.student = _copy(state.student, torch.contiguous_format).requires_grad_(False)

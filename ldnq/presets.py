@@ -27,6 +27,9 @@ class Preset:
     defaults: Mapping[str, Any]
 
 
+# With asymmetric targets.
+COUPLING = 0.7
+
 presets: Registry[Preset] = Registry("preset")
 presets.add(
     "paper",
@@ -86,6 +89,7 @@ def fill_in(recipe: RecipeConfig) -> RecipeConfig:
 
 def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, ...]:
     """The stages of a filled-in recipe; `mixed_precision` is for the gradient steps of whole networks."""
+    asymmetric = presets.get(recipe.preset).asymmetric
     layerwise = Layerwise(
         solver=solvers.get(recipe.solver)(),
         codebook=Codebook.power_of_two(recipe.kbits),
@@ -94,8 +98,9 @@ def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, 
         skip=recipe.skip,
         keep_first_last=recipe.keep_first_last,
         cascade=_cascade(recipe),
-        asymmetric=presets.get(recipe.preset).asymmetric,
+        asymmetric=asymmetric,
         views=recipe.views,
+        coupling=COUPLING if asymmetric else 0.0,
     )
     chosen: list[Stage] = [layerwise]
     if recipe.training and recipe.block_steps:

@@ -1,6 +1,6 @@
 """What a solver is given and what it gives back: matrices only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,45 +12,74 @@ from ldnq.errors import NetworkError
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """Minimize `Σ tr((W−G) H (W−G)ᵀ)` over `G = scale · levels[codes]`, summed over the groups of a convolution.
+    """Minimize `Σ tr(S (W−G) H (W−G)ᵀ)` over `G = scale · levels[codes]`, summed over the groups of a convolution.
 
     `target` W is (groups, rows, d) and `gram` H (groups, d, d), both float64, d = in/groups·kh·kw in the order
     (cin, kh, kw). `per_channel` gives each of the groups·rows rows its own scale, else one serves the layer.
+    `sensitivity` S (groups, rows, rows), positive definite, tells how much the network minds errors of two outputs
+    together; without it S = I, and rows are problems of their own.
     """
 
     target: Tensor
     gram: Tensor
     codebook: Codebook
     per_channel: bool = False
+    sensitivity: Tensor | None = None
+
+    def by_rows(self) -> "LayerProblem":
+        """The same with S = I."""
+        return replace(self, sensitivity=None)
+
+    def push(self, weights: Tensor) -> Tensor:
+        """`S · weights` (groups, rows, d)."""
+        return weights if self.sensitivity is None else self.sensitivity @ weights
 
     def error(self, weights: Tensor) -> float:
         """The reconstruction error of `weights` (groups, rows, d)."""
         difference = self.target - weights
-        return float((difference @ self.gram * difference).sum())
+        return float((self.push(difference) @ self.gram * difference).sum())
 
     def fit(self, levels: Tensor, scale: Tensor) -> "Fit":
-        """`levels` Q (groups, rows, d) with the scale `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H, or with `scale` where Q does
-        not point along W at all."""
-        axes = (2,) if self.per_channel else (0, 1, 2)
-        QH = levels @ self.gram
-        overlap = (QH * self.target).sum(axes, keepdim=True)
-        norm = (QH * levels).sum(axes, keepdim=True)
-        scale = torch.where((overlap > 0) & (norm > 0), overlap / norm, scale)
+        """`levels` Q (groups, rows, d) with the scale of least error, or with `scale` where Q does not point along W at
+        all: `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H and S, or all rows' scales together where S couples them."""
+        coupled = self.sensitivity is not None
+        if coupled and self.per_channel:
+            scale = self._coupled_scales(levels, scale)
+        else:
+            axes = (2,) if self.per_channel else (0, 1, 2)
+            pushed = self.push(levels) @ self.gram
+            overlap = (pushed * self.target).sum(axes, keepdim=True)
+            norm = (pushed * levels).sum(axes, keepdim=True)
+            scale = torch.where((overlap > 0) & (norm > 0), overlap / norm, scale)
         difference = self.target - scale * levels
-        return Fit(levels, scale, (difference @ self.gram * difference).sum(axes, keepdim=True))
+        # Whatever has a scale of its own has an error of its own, unless rows share theirs.
+        axes = (2,) if self.per_channel and not coupled else (0, 1, 2)
+        return Fit(levels, scale, (self.push(difference) @ self.gram * difference).sum(axes, keepdim=True))
+
+    def _coupled_scales(self, levels: Tensor, scale: Tensor) -> Tensor:
+        """The α (groups, rows, 1) of least error, `(S ∘ Q H Qᵀ) α = (S ∘ Q H Wᵀ) 1`; a row whose α would not be
+        positive keeps its `scale`."""
+        moved = levels @ self.gram
+        system = self.sensitivity * (moved @ levels.mT)
+        wanted = (self.sensitivity * (moved @ self.target.mT)).sum(2, keepdim=True)
+        diagonal = system.diagonal(dim1=-2, dim2=-1)
+        # A row of zeros has no scale: an equation of its own keeps the system solvable.
+        ridge = torch.where(diagonal > 0, 1e-9 * diagonal, 1.0)
+        fitted = torch.linalg.solve(system + torch.diag_embed(ridge), wanted)
+        return torch.where((fitted > 0) & (diagonal > 0).unsqueeze(2), fitted, scale)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """`levels` (groups, rows, d), the `scale` that suits them best and the `error` that is left, in one shape:
-    (groups, rows, 1) or (1, 1, 1)."""
+    """`levels` (groups, rows, d), the `scale` that suits them best, and the `error` that is left of everything that can
+    be decided by itself: each (groups, rows, 1) or (1, 1, 1)."""
 
     levels: Tensor
     scale: Tensor
     error: Tensor
 
     def or_better(self, other: "Fit") -> "Fit":
-        """Of two the one with the smaller error, decided anew for everything that has its own scale."""
+        """Of two the one with the smaller error, decided anew for everything that has its own error."""
         better = other.error < self.error
         return Fit(
             torch.where(better, other.levels, self.levels),

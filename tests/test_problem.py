@@ -6,6 +6,7 @@ import torch
 
 from ldnq.codebook import Codebook
 from ldnq.problem import LayerProblem, least_squares, project
+from tests.solvers.problems import make_problem
 
 KBITS = [3, 5, 7, 9, 11]
 
@@ -235,3 +236,36 @@ def test_of_two_fits_the_better_is_taken_row_by_row():
     best = one.or_better(other)
     assert torch.equal(best.error, torch.minimum(one.error, other.error))
     assert problem.error(best.scale * best.levels) == pytest.approx(float(best.error.sum()))
+
+
+@pytest.mark.parametrize("coupled", [False, True], ids=["rows alone", "rows coupled"])
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
+def test_a_fit_is_that_of_stacked_equations(per_channel, coupled):
+    problem = make_problem((2, 3, 5), 5, per_channel, coupled=coupled)
+    codes, scale = project(problem.target, problem.codebook, per_channel)
+    levels = problem.codebook.values(codes, torch.float64)
+    fit = problem.fit(levels, torch.ones_like(scale))
+    # ‖A (w − Q α)‖² with AᵀA = S ⊗ H for each group, all groups one under the other
+    equations, wanted = [], []
+    for g in range(2):
+        S = problem.sensitivity[g] if coupled else torch.eye(3, dtype=torch.float64)
+        A = torch.linalg.cholesky(torch.kron(S, problem.gram[g])).T
+        columns = torch.zeros(2, 3, 3, 5, dtype=torch.float64)
+        columns[g, torch.arange(3), torch.arange(3)] = levels[g]
+        Q = columns.view(6, 15) if per_channel else columns.view(6, 15).sum(0, keepdim=True)
+        equations.append((A @ Q.T).numpy())
+        wanted.append((A @ problem.target[g].flatten()).numpy())
+    expected, residual, *_ = np.linalg.lstsq(np.concatenate(equations), np.concatenate(wanted), rcond=None)
+    assert (expected > 0).all()
+    assert fit.scale.flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    assert float(fit.error.sum()) == pytest.approx(residual.item(), rel=1e-6)
+    assert problem.error(fit.scale * levels) == pytest.approx(residual.item(), rel=1e-6)
+
+
+def test_a_row_of_zeros_among_coupled_ones_keeps_its_scale():
+    problem = make_problem((1, 3, 4), per_channel=True, coupled=True)
+    levels = torch.ones(1, 3, 4, dtype=torch.float64) * problem.target.sign()
+    levels[0, 1] = 0
+    fit = problem.fit(levels, torch.full((1, 3, 1), 0.5, dtype=torch.float64))
+    assert fit.scale[0, 1].item() == 0.5
+    assert bool(torch.isfinite(fit.scale).all() and (fit.scale > 0).all())

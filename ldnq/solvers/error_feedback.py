@@ -20,7 +20,8 @@ class ErrorFeedback:
 
     The scale is the best by reconstruction error of `scales` multiples, from `low` to `high`, of the one that fits the
     weights alone. With that scale the `beam` best partial roundings of every row are followed instead of one, the
-    K-best search of lattice decoders. λ is `damping` times the mean of H's diagonal.
+    K-best search of lattice decoders. λ is `damping` times the mean of H's diagonal. Rows are taken one by
+    one, whatever the problem's sensitivity.
     """
 
     damping: float = 0.01
@@ -31,6 +32,7 @@ class ErrorFeedback:
     block: int = 64
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
+        problem = problem.by_rows()
         W, H, codebook = problem.target, problem.gram, problem.codebook
         order = H.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
         columns = order[:, None].expand_as(W)

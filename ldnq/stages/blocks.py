@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ldnq.calibration import CalibrationImages
-from ldnq.graph import forward, run_to
+from ldnq.curvature import channel_curvature
+from ldnq.graph import run_to
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
@@ -50,7 +51,7 @@ class BlockReconstruction:
         if not names:
             log.warning("no residual blocks found: layers stay as they were quantized, one by one")
         for name in track(names, "reconstructing blocks"):
-            curvature = output_curvature(state.teacher, name, calibration.batches(), generator)
+            curvature = channel_curvature(state.teacher, name, calibration.batches(), generator)
             task, exam = (
                 Task.gather(state, name, images.views(self.views, generator), curvature)
                 for images in (calibration, calibration.held_out)
@@ -123,42 +124,6 @@ class Task:
             inputs = torch.where(from_teacher.to(inputs.device), self.teacher_inputs[chosen], inputs)
         outputs, targets = self.block(inputs).float(), self.targets[chosen].float()
         return ((outputs - targets).square() * self.curvature).sum() / (targets.square() * self.curvature).sum()
-
-
-def output_curvature(teacher: nn.Module, name: str, batches: Iterable[Tensor], generator: torch.Generator) -> Tensor:
-    """The mean squared gradient of the log-likelihood of each channel of the output of the module called `name`, over
-    classes drawn as the teacher believes in them (the diagonal of the Fisher matrix, BRECQ, section 3.3).
-
-    (channels, 1, …), of mean 1; all ones where the network does not tell classes apart.
-    """
-    total = None
-    for batch in batches:
-        gradient = _output_gradient(teacher, name, batch, generator)
-        squares = gradient.float().square().sum((0, *range(2, gradient.dim())), keepdim=True)[0]
-        total = squares if total is None else total + squares
-    return total / total.mean()
-
-
-def _output_gradient(teacher: nn.Module, name: str, batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Of the log-likelihood of a class drawn for each sample, with respect to the output of the module called `name`;
-    ones where there are no classes."""
-    outputs: list[Tensor] = []
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        outputs.append(output.detach().requires_grad_(True))
-        return outputs[0]
-
-    handle = teacher.get_submodule(name).register_forward_hook(hook)
-    try:
-        with torch.enable_grad():
-            logits = forward(teacher, batch).float()
-            if logits.dim() != 2 or logits.shape[1] < 2:
-                return torch.ones_like(outputs[0])
-            drawn = torch.multinomial(logits.detach().softmax(1).cpu(), 1, generator=generator).to(logits.device)
-            (gradient,) = torch.autograd.grad(logits.log_softmax(1).gather(1, drawn).sum(), outputs[0])
-    finally:
-        handle.remove()
-    return gradient
 
 
 def _weights(state: QuantizationState, block: str) -> list[str]:

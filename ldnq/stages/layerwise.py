@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
+from ldnq.curvature import sensitivities
 from ldnq.errors import NetworkError, UsageError, shorten
 from ldnq.graph import Layer, SkippedLayer, find_layers
 from ldnq.joints import Joints, Receiver
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Of inputs, and of values between two layers, kept from one layer to the next.
 MAX_BYTES = 4 << 30
+# Of the sensitivity of an output to itself, as a share of the layer's mean.
+FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class Layerwise:
     L-DNQ reconstructs what the teacher's weights would make of the student's inputs. With `asymmetric` it is the
     teacher's own output, plus what the other branch of a residual block lacks: the weights are first moved to the
     least-squares optimum (damped by `damping`), and batch norm or bias take up what is left of offset and gain. The
-    moments are then those of the images and of `views` random views of each.
+    moments are then those of the images and of `views` random views of each. Errors of two outputs that the network
+    feels together make up for each other: `coupling` is the share of their joint sensitivity that the solver is told of
+    (YAQA, arXiv 2505.22988), found by `draws` gradients of every view.
     """
 
     solver: Solver
@@ -51,6 +56,8 @@ class Layerwise:
     asymmetric: bool = False
     damping: float = 0.01
     views: int = 0
+    coupling: float = 0.0
+    draws: int = 4
 
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
@@ -59,9 +66,10 @@ class Layerwise:
         layers, skipped = self._choose(found)
         state.skipped = [*unfit, *skipped]
         joints = Joints(state.student, state.teacher)
+        felt = self._sensitivities(state, layers, calibration, generator)
         walks = self._walks(joints, calibration, generator)
         for position, layer in enumerate(track(layers, "quantizing layers"), 1):
-            result = self._quantize(state, layer, joints, walks())
+            result = self._quantize(state, layer, joints, walks(), felt.get(layer.name))
             state.results.append(result)
             log.info(
                 "layer %d of %d, %s %s: relative error %.4f",
@@ -110,8 +118,31 @@ class Layerwise:
         kept = list(start(MAX_BYTES / (2 * number)))
         return lambda: kept
 
+    def _sensitivities(
+        self,
+        state: QuantizationState,
+        layers: Sequence[Layer],
+        calibration: CalibrationImages,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """What the solver is told of how the network feels errors of the layers' outputs, by the layers' names."""
+        if not self.coupling:
+            return {}
+        found = sensitivities(state.teacher, layers, calibration.views(self.views, generator), self.draws, generator)
+        return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
+
+    def _damped(self, sensitivity: Tensor) -> Tensor:
+        diagonal = sensitivity.diagonal(dim1=-2, dim2=-1)
+        # Outputs that nobody feels are still to be determined by something.
+        return self.coupling * sensitivity + torch.diag_embed((1 - self.coupling) * diagonal + FLOOR)
+
     def _quantize(
-        self, state: QuantizationState, layer: Layer, joints: Joints, walks: Iterable[tuple[Walk, Walk]]
+        self,
+        state: QuantizationState,
+        layer: Layer,
+        joints: Joints,
+        walks: Iterable[tuple[Walk, Walk]],
+        sensitivity: Tensor | None,
     ) -> LayerResult:
         started = time.perf_counter()
         with_bias = self._with_bias(state, layer)
@@ -121,16 +152,17 @@ class Layerwise:
         _remark(layer, moments)
         # Where something takes up an offset, the means of inputs and outputs do not matter.
         fitted = moments.centred() if receiver else moments
-        problem = self._problem(state, layer, fitted, with_bias, receiver)
+        problem = self._problem(state, layer, fitted, with_bias, receiver, sensitivity)
         solution = self.solver(problem)
+        gain = torch.ones_like(moments.target_mean)
         if problem.per_channel and not self.per_channel:
             # Batch norm takes up what tells the channels' scales apart.
-            solution = replace(solution, scale=solution.scale.mean((0, 1), keepdim=True))
+            shared = solution.scale.mean((0, 1), keepdim=True)
+            solution, gain = replace(solution, scale=shared), solution.scale / shared
         weights = self._split(layer, solution, with_bias)
         for name, quantized in weights.items():
             state.write(name, quantized)
         matrix = layer.to_matrix(weights[layer.weight_name].dequantize().double()).to(moments.gram.device)
-        gain = fitted.gain(matrix) if receiver and receiver.takes_gain else torch.ones_like(moments.target_mean)
         if receiver:
             receiver.take(*(entry.flatten() for entry in (gain, matrix @ moments.mean, moments.target_mean)))
         error = fitted.relative_error(gain * matrix)
@@ -148,7 +180,13 @@ class Layerwise:
                 yield x, y + missing
 
     def _problem(
-        self, state: QuantizationState, layer: Layer, moments: Moments, with_bias: bool, receiver: Receiver | None
+        self,
+        state: QuantizationState,
+        layer: Layer,
+        moments: Moments,
+        with_bias: bool,
+        receiver: Receiver | None,
+        sensitivity: Tensor | None,
     ) -> LayerProblem:
         target = layer.to_matrix(state.student.get_parameter(layer.weight_name).detach().double())
         gram, cross = moments.gram, moments.cross
@@ -159,7 +197,7 @@ class Layerwise:
         if self.asymmetric:
             target = least_squares(gram, cross, target, self.damping)
         free_scales = receiver is not None and receiver.takes_gain
-        return LayerProblem(target, gram, self.codebook, self.per_channel or free_scales)
+        return LayerProblem(target, gram, self.codebook, self.per_channel or free_scales, sensitivity)
 
     def _with_bias(self, state: QuantizationState, layer: Layer) -> bool:
         return (

@@ -1,6 +1,7 @@
 """Layer problems small enough to be solved in other ways, shared by the tests of all solvers."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from ldnq.problem import LayerProblem
 SHAPES = {"dense": (1, 4, 6), "grouped": (2, 3, 5), "depthwise": (5, 1, 4)}
 
 
-def make_problem(shape=(1, 4, 6), kbits=3, per_channel=False, seed=0, change=None):
-    """Weights and correlated inputs; `change` edits the inputs (groups, d, positions) in place."""
+def make_problem(shape=(1, 4, 6), kbits=3, per_channel=False, seed=0, change=None, coupled=False):
+    """Weights and correlated inputs; `change` edits the inputs (groups, d, positions) in place, `coupled` makes a
+    sensitivity that couples the rows."""
     groups, rows, d = shape
     rng = np.random.default_rng(seed)
     inputs = rng.standard_normal((groups, d, 3 * d)) + 0.5 * rng.standard_normal((groups, 1, 3 * d))
@@ -20,7 +22,17 @@ def make_problem(shape=(1, 4, 6), kbits=3, per_channel=False, seed=0, change=Non
         change(inputs)
     gram = inputs @ inputs.transpose(0, 2, 1) / (3 * d)
     target = rng.standard_normal((groups, rows, d))
-    return LayerProblem(torch.from_numpy(target), torch.from_numpy(gram), Codebook.power_of_two(kbits), per_channel)
+    problem = LayerProblem(torch.from_numpy(target), torch.from_numpy(gram), Codebook.power_of_two(kbits), per_channel)
+    if not coupled:
+        return problem
+    gradients = rng.standard_normal((groups, rows, 2 * rows)) + 0.7 * rng.standard_normal((groups, 1, 2 * rows))
+    return replace(problem, sensitivity=torch.from_numpy(gradients @ gradients.transpose(0, 2, 1) / (2 * rows)))
+
+
+def as_one_row(problem):
+    """A problem of one group and one scale as a single row of all its weights, with the Gram matrix S ⊗ H."""
+    gram = torch.kron(problem.sensitivity[0], problem.gram[0])[None]
+    return LayerProblem(problem.target.reshape(1, 1, -1), gram, problem.codebook)
 
 
 def weights_of(problem, solution):

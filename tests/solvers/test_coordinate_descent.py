@@ -10,7 +10,16 @@ from ldnq.solvers.admm import Admm
 from ldnq.solvers.coordinate_descent import CoordinateDescent
 from ldnq.solvers.error_feedback import ErrorFeedback
 from ldnq.solvers.nearest import Nearest
-from tests.solvers.problems import DEGENERATE, SHAPES, correlate, kill_middle, least_error, make_problem, weights_of
+from tests.solvers.problems import (
+    DEGENERATE,
+    SHAPES,
+    as_one_row,
+    correlate,
+    kill_middle,
+    least_error,
+    make_problem,
+    weights_of,
+)
 
 
 def test_coordinate_descent_is_in_the_table_of_solvers():
@@ -20,9 +29,10 @@ def test_coordinate_descent_is_in_the_table_of_solvers():
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("kbits", [3, 7], ids="{} levels".format)
-def test_no_other_level_of_any_one_code_is_better(kbits, shape, per_channel):
+@pytest.mark.parametrize("coupled", [False, True], ids=["rows alone", "rows coupled"])
+def test_no_other_level_of_any_one_code_is_better(coupled, kbits, shape, per_channel):
     for seed in range(3):
-        problem = make_problem(shape, kbits, per_channel, seed)
+        problem = make_problem(shape, kbits, per_channel, seed, coupled=coupled)
         solution = CoordinateDescent(tolerance=0)(problem)
         G = weights_of(problem, solution)
         least = problem.error(G)
@@ -36,12 +46,15 @@ def test_no_other_level_of_any_one_code_is_better(kbits, shape, per_channel):
 
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
+@pytest.mark.parametrize("coupled", [False, True], ids=["rows alone", "rows coupled"])
 @pytest.mark.parametrize("start", [Nearest(), Admm(), ErrorFeedback(beam=1)], ids=["nearest", "admm", "error feedback"])
-def test_every_sweep_lowers_the_error_of_its_start(start, per_channel):
+def test_every_sweep_lowers_the_error_of_its_start(start, coupled, per_channel):
     for seed in range(5):
-        problem = make_problem((2, 3, 12), 5, per_channel, seed)
+        problem = make_problem((2, 3, 12), 5, per_channel, seed, coupled=coupled)
         errors = CoordinateDescent((start,), tolerance=0)(problem).errors
-        assert errors[0] <= min(start(problem).errors) * (1 + 1e-9)
+        before = CoordinateDescent((start,), tolerance=0) if coupled else start
+        started = problem.error(weights_of(problem, before(problem.by_rows())))
+        assert errors[0] <= started * (1 + 1e-9)
         assert all(later <= earlier * (1 + 1e-9) for earlier, later in itertools.pairwise(errors))
 
 
@@ -68,6 +81,24 @@ def test_the_error_is_within_two_percent_of_the_least_of_all_assignments(shape, 
     assert own.sum() / least.sum() < 1 + bound
 
 
+def test_coupled_rows_come_near_to_the_least_of_all_assignments():
+    problems = [make_problem((1, 3, 3), seed=seed, coupled=True) for seed in range(25)]
+    least = np.array([least_error(as_one_row(problem)) for problem in problems])
+    own = np.array([CoordinateDescent()(problem).errors[-1] for problem in problems])
+    assert (own >= least * (1 - 1e-9)).all()
+    assert own.sum() / least.sum() < 1.25
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
+def test_coupled_rows_make_up_for_each_other(per_channel):
+    gains = []
+    for seed in range(5):
+        problem = make_problem((2, 12, 24), per_channel=per_channel, seed=seed, coupled=True)
+        alone = CoordinateDescent()(problem.by_rows())
+        gains.append(CoordinateDescent()(problem).errors[-1] / problem.error(weights_of(problem, alone)))
+    assert np.mean(gains) < 0.8
+
+
 def test_it_is_far_under_admm_where_inputs_are_correlated():
     gains = []
     for seed in range(10):
@@ -78,8 +109,9 @@ def test_it_is_far_under_admm_where_inputs_are_correlated():
     assert np.mean(gains) < 0.7
 
 
-def test_blocks_do_not_change_the_result():
-    problem = make_problem((2, 3, 12), 5)
+@pytest.mark.parametrize("coupled", [False, True], ids=["rows alone", "rows coupled"])
+def test_blocks_do_not_change_the_result(coupled):
+    problem = make_problem((2, 3, 12), 5, coupled=coupled)
     expected = CoordinateDescent()(problem).codes
     for block in (1, 5):
         assert torch.equal(CoordinateDescent(block=block)(problem).codes, expected)

@@ -1,6 +1,5 @@
 import copy
 
-import pytest
 import torch
 from torch import nn
 
@@ -8,7 +7,7 @@ from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.quantized import QuantizationState
 from ldnq.solvers.nearest import Nearest
-from ldnq.stages.blocks import BlockReconstruction, output_curvature
+from ldnq.stages.blocks import BlockReconstruction
 from ldnq.stages.layerwise import Layerwise
 
 
@@ -87,24 +86,3 @@ def test_a_network_without_blocks_stays_as_it_is_and_that_is_said(caplog):
     state = BlockReconstruction(steps=5)(state, images, torch.Generator())
     assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
     assert "no residual blocks" in caplog.text
-
-
-def test_the_curvature_is_the_fisher_information_of_every_channel():
-    torch.manual_seed(3)
-    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
-    x = torch.randn(3000, 5)
-    found = output_curvature(network, "0", [x], torch.Generator().manual_seed(0))
-    # Σ over classes of p (∂ log p / ∂ output)², by hand
-    hidden = network[0](x).detach()
-    jacobian = network[2].weight.detach()[None] * (hidden > 0)[:, None]
-    p = network[2](hidden.relu()).softmax(1).detach()
-    gradients = jacobian - (p[:, :, None] * jacobian).sum(1, keepdim=True)
-    expected = (p[:, :, None] * gradients.square()).sum((0, 1))
-    torch.testing.assert_close(found.flatten(), expected / expected.mean(), rtol=0.1, atol=0)
-
-
-def test_without_classes_every_channel_counts_the_same():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 1)).eval()
-    found = output_curvature(network, "0", [torch.randn(2, 3, 8, 8)], torch.Generator())
-    assert found.shape == (4, 1, 1)
-    assert found.unique().tolist() == pytest.approx([1.0])

@@ -10,6 +10,7 @@ from ldnq.codebook import Codebook
 from ldnq.errors import NetworkError, UsageError
 from ldnq.quantized import QuantizationState
 from ldnq.solvers.admm import Admm
+from ldnq.solvers.coordinate_descent import CoordinateDescent
 from ldnq.solvers.nearest import Nearest
 from ldnq.stages.layerwise import Layerwise
 
@@ -199,3 +200,37 @@ def test_a_quantized_bias_is_part_of_the_asymmetric_target():
     state = _quantize(network, **options, asymmetric=True)
     assert torch.equal(state.student.linear.bias.detach(), state.weights["linear.bias"].dequantize())
     assert _distance(network, state, x) < 0.8 * _distance(network, symmetric, x)
+
+
+def test_coupled_outputs_keep_what_the_network_feels_of_them():
+    # The network's output is the sum of the layer's: errors that cancel in it do not matter.
+    torch.manual_seed(0)
+    last = nn.Linear(16, 3)
+    with torch.no_grad():
+        last.weight.copy_(last.weight[:, :1].expand(3, 16))
+    network = nn.Sequential(nn.Linear(12, 16), last).eval()
+    x = torch.randn(200, 12)
+    images = CalibrationImages(x, lambda batch: batch, None, 64, torch.device("cpu"))
+
+    def error(coupling):
+        stage = Layerwise(CoordinateDescent(), TERNARY, skip=("1",), asymmetric=True, coupling=coupling)
+        student = stage(QuantizationState(copy.deepcopy(network), network), images, torch.Generator()).student
+        with torch.no_grad():
+            return float((student(x) - network(x)).square().mean())
+
+    assert error(0.9) < 0.5 * error(0.0)
+
+
+def test_the_solver_is_told_of_the_share_of_the_coupling():
+    def told(**options):
+        torch.manual_seed(0)
+        solver = Recording()
+        _quantize(_network(), solver=solver, asymmetric=True, **options)
+        return [problem.sensitivity for problem in solver.problems]
+
+    assert told() == [None, None, None]
+    halves, wholes = told(coupling=0.5), told(coupling=1.0)
+    assert [half.shape for half in halves] == [(1, 8, 8), (2, 4, 4), (1, 5, 5)]
+    for half, whole in zip(halves, wholes):
+        share = 0.5 + 0.5 * torch.eye(half.shape[-1], dtype=torch.float64)
+        torch.testing.assert_close(half, share * whole)

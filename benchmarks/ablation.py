@@ -1,0 +1,115 @@
+"""What each technique adds: ResNet-20 on CIFAR-10, three levels, one scale a layer, 500 images.
+
+    pip install .
+    python benchmarks/ablation.py --data-root DIR
+
+writes `ablation.md`, rows kept in `ablation.json`, so that it can be stopped and continued. Every row has all that the
+rows before it have, but for those of the first group, which are alternatives.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import click
+import torch
+from rows import SAMPLES, digest, spread
+
+from ldnq import runtime
+from ldnq.augmentation import Augmentation
+from ldnq.calibration import CalibrationImages, draw
+from ldnq.codebook import Codebook
+from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RuntimeConfig
+from ldnq.data import load_data, resolve_dataset
+from ldnq.datasets.images import Prepared, in_memory
+from ldnq.files import write_json, write_text
+from ldnq.measurement import measure
+from ldnq.network import load_network
+from ldnq.pipeline import HELD_OUT, apply_stages
+from ldnq.solvers import solvers
+from ldnq.stages import Stage
+from ldnq.stages.cascade import Cascade
+from ldnq.stages.distillation import Distillation
+from ldnq.stages.layerwise import Layerwise
+
+HERE = Path(__file__).parent
+MODEL, DATASET = "resnet20", "cifar10"
+CODEBOOK = Codebook.power_of_two(3)
+SEEDS = (0, 1, 2)
+STEPS = 400
+
+
+def layerwise(solver: str = "coordinate-descent", **options) -> Layerwise:
+    """The layer-wise stage with a solver of this name."""
+    return Layerwise(solvers.get(solver)(), CODEBOOK, **options)
+
+
+ASYMMETRIC = layerwise(asymmetric=True, views=1)
+# Distillation that leaves the codes as they are, without the techniques that later rows add.
+PLAIN = {"steps": STEPS, "travel": 0.0, "features": 0.0, "mixed": 0.0, "colour": 0.0}
+TECHNIQUES: dict[str, tuple[Stage, ...]] = {
+    "rounding to the nearest level": (layerwise("nearest"),),
+    "ADMM": (layerwise("admm"),),
+    "ADMM and cascade update: the paper": (layerwise("admm", cascade=Cascade()),),
+    "error feedback": (layerwise("error-feedback"),),
+    "error feedback, then coordinate descent": (layerwise(),),
+    "+ the teacher's outputs as targets, batch norm corrected": (layerwise(asymmetric=True),),
+    "+ random views in the moments: preset fast": (ASYMMETRIC,),
+    "+ scales and batch norm distilled": (ASYMMETRIC, Distillation(**PLAIN)),
+    "+ codes distilled": (ASYMMETRIC, Distillation(**PLAIN | {"travel": Distillation.travel})),
+    "+ residual blocks in the loss": (ASYMMETRIC, Distillation(STEPS, mixed=0.0, colour=0.0)),
+    "+ mixed and recoloured images: preset balanced": (ASYMMETRIC, Distillation(STEPS)),
+}
+
+
+@click.command()
+@click.option("--data-root", required=True, help="The folder of CIFAR-10.")
+@click.option("--seeds", type=click.IntRange(0, len(SEEDS)), default=len(SEEDS), help="Run the first so many; 0: none.")
+def main(data_root: str, seeds: int) -> None:
+    """Complete the rows and write the table."""
+    path = HERE / "ablation.json"
+    weights = digest(MODEL, DATASET)
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = [row for row in rows if row["weights"] == weights]
+    config = DataConfig(DATASET, data_root)
+    family = resolve_dataset(DATASET, "", MODEL)
+    data = load_data(config, family)
+    network = load_network(NetworkConfig(MODEL), config, family, data.num_classes)
+    fabric = runtime.start(RuntimeConfig())
+    augmentation = Augmentation(network.preprocessing.image_size, family.flip)
+    for seed in SEEDS[:seeds]:
+        drawn = draw(data.train, family.name, CalibrationConfig(samples=SAMPLES, seed=seed))
+        images, _ = in_memory(Prepared(data.train, network.preprocessing, drawn.indices))
+        calibration = CalibrationImages(
+            images, network.preprocessing.normalize, augmentation, RuntimeConfig.batch_size, fabric.device
+        )
+        for name, stages in TECHNIQUES.items():
+            if any((row["technique"], row["seed"]) == (name, seed) for row in rows):
+                continue
+            started = time.perf_counter()
+            generator = torch.Generator().manual_seed(seed)
+            learns = any(isinstance(stage, Distillation) for stage in stages)
+            known = calibration.set_apart(HELD_OUT, generator) if learns else calibration
+            state = apply_stages(network.module, known, stages, generator)
+            seconds = time.perf_counter() - started
+            module, config = state.student, RuntimeConfig()
+            accuracy = measure(module, data, network.preprocessing, config, fabric, "evaluating")
+            rows.append(
+                {"weights": weights, "technique": name, "seed": seed, "top1": accuracy.top1, "seconds": seconds}
+            )
+            click.echo(f"{name}, seed {seed}: {accuracy.top1:.2f} in {seconds:.0f} s")
+            write_json(path, rows)
+    write_text(HERE / "ablation.md", table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    """Top-1 and seconds of every technique, as Markdown."""
+    lines = ["| technique | top-1 | seeds |", "|---|---|---|"]
+    for name in TECHNIQUES:
+        if group := [row for row in rows if row["technique"] == name]:
+            lines.append(f"| {name} | {spread(group, 'top1')} | {len(group)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""How much the outputs of a network feel what its modules give: second moments of the gradients that reach them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldnq import graph
+from ldnq.graph import Layer
+
+# Samples whose activations are all held at once, for the way back.
+SAMPLES = 32
+
+
+def channel_curvature(network: nn.Module, name: str, batches: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+    """The mean squared gradient of each channel of the output of the module called `name` (the diagonal of the Fisher
+    matrix, BRECQ, section 3.3), (channels, 1, …), of mean 1."""
+    total = None
+    for batch in _parts(batches):
+        for gradients in output_gradients(network, [name], batch, 1, generator):
+            for gradient in gradients[name]:
+                squares = gradient.float().square().sum((0, *range(2, gradient.dim())), keepdim=True)[0]
+                total = squares if total is None else total + squares
+    # A module that the outputs do not depend on may do as it likes.
+    return torch.ones(()) if total is None else total / total.mean()
+
+
+def sensitivities(
+    network: nn.Module, layers: Sequence[Layer], batches: Iterable[Tensor], draws: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Second moments S = E[g gᵀ] of the gradients of each layer's outputs by the layer's name, (groups, rows, rows),
+    float64, of mean diagonal 1: the factor that K-FAC (arXiv 1503.05671) and YAQA (arXiv 2505.22988) put beside the
+    Gram matrix of the inputs. Layers that the outputs do not depend on are left out."""
+    totals: dict[str, Tensor] = {}
+    for batch in _parts(batches):
+        for gradients in output_gradients(network, [layer.name for layer in layers], batch, draws, generator):
+            for layer in layers:
+                module = network.get_submodule(layer.name)
+                for gradient in gradients[layer.name]:
+                    g = graph.as_matrix(module, gradient.float())
+                    totals[layer.name] = totals.get(layer.name, 0.0) + (g @ g.mT).double()
+    means = {name: total.diagonal(dim1=-2, dim2=-1).mean() for name, total in totals.items()}
+    return {name: total / means[name] for name, total in totals.items() if means[name] > 0}
+
+
+def output_gradients(
+    network: nn.Module, names: Sequence[str], batch: Tensor, draws: int, generator: torch.Generator
+) -> Iterator[dict[str, list[Tensor]]]:
+    """For each of `draws`: gradients by the outputs of the modules called `names`, one for each of their calls, of the
+    log-likelihood of classes that are drawn as the network believes in them, or of a random projection of outputs that
+    are not classes."""
+    outputs: dict[str, list[Tensor]] = defaultdict(list)
+
+    def hook(name: str):
+        def keep(_, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            outputs[name].append(output if output.requires_grad else output.detach().requires_grad_(True))
+            # What follows may work in place; what is kept must stay what the module gave.
+            return outputs[name][-1].clone()
+
+        return network.get_submodule(name).register_forward_hook(keep)
+
+    handles = [hook(name) for name in names]
+    try:
+        with torch.enable_grad():
+            logits = graph.forward(network, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    places = [(name, output) for name in names for output in outputs[name]]
+    for draw in range(draws if logits.requires_grad else 0):
+        found = torch.autograd.grad(
+            logits,
+            [output for _, output in places],
+            _draw(logits.detach().float(), generator).to(logits),
+            retain_graph=draw + 1 < draws,
+            allow_unused=True,
+        )
+        gradients: dict[str, list[Tensor]] = {name: [] for name in names}
+        for (name, _), gradient in zip(places, found):
+            if gradient is not None:
+                gradients[name].append(gradient)
+        yield gradients
+
+
+def _parts(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (part for batch in batches for part in batch.split(SAMPLES))
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """The gradient by the outputs of the log-likelihood of a class drawn for each sample; noise if there are none."""
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        return torch.randn(logits.shape, generator=generator)
+    belief = logits.softmax(1)
+    drawn = torch.multinomial(belief.cpu(), 1, generator=generator).to(logits.device)
+    return torch.zeros_like(belief).scatter_(1, drawn, 1.0) - belief
