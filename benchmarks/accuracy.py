@@ -83,17 +83,17 @@ def paper_table(rows: Rows) -> str:
 
 
 def accuracy_table(rows: Rows) -> str:
-    """Drop in top-1 and minutes of every preset, as Markdown."""
+    """Drop in top-1 of every preset, as Markdown."""
     lines = [
-        "| network | data | levels | scale | preset | float top-1 | quantized top-1 | drop | minutes | seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | data | levels | scale | preset | float top-1 | quantized top-1 | drop | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for c in CONFIGURATIONS:
         if group := rows.of(c):
             lines.append(
                 f"| {c.model} | {DATA_NAMES[c.dataset]} | {c.kbits} | {c.scale} | {c.preset} "
                 f"| {group[0]['teacher_top1']:.2f} | {spread(group, 'quantized_top1')} | {spread(group, 'top1_drop')} "
-                f"| {statistics.median(row['seconds'] for row in group) / 60:.1f} | {len(group)} |"
+                f"| {len(group)} |"
             )
     return "\n".join(lines) + "\n"
 
