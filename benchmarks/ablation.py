@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 MODEL, DATASET = "resnet20", "cifar10"
 CODEBOOK = Codebook.power_of_two(3)
 SEEDS = (0, 1, 2)
-STEPS = 400
+STEPS = 300
 
 
 def layerwise(solver: str = "coordinate-descent", **options) -> Layerwise:

@@ -68,7 +68,7 @@ presets.add(
     Preset(
         "fast, then a short distillation of the whole network",
         asymmetric=True,
-        defaults=ASYMMETRIC | {"distillation_steps": 400},
+        defaults=ASYMMETRIC | {"distillation_steps": 300},
     ),
 )
 presets.add(

@@ -36,16 +36,5 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
                 module(batch)
 
 
-@torch.no_grad()
-def restate(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Recalibrate every batch norm, and change its weight and bias so that `module` computes what it did before."""
-    norms = [norm for norm in module.modules() if _remembers(norm) and norm.affine]
-    before = [(norm.running_mean.clone(), (norm.running_var + norm.eps).sqrt()) for norm in norms]
-    recalibrate(module, batches)
-    for norm, (mean, deviation) in zip(norms, before):
-        norm.bias += norm.weight / deviation * (norm.running_mean - mean)
-        norm.weight *= (norm.running_var + norm.eps).sqrt() / deviation
-
-
 def _remembers(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.track_running_stats

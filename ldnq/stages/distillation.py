@@ -17,7 +17,6 @@ from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.power_of_two import Rounding
-from ldnq.recalibration import batch_statistics, recalibrate, restate
 from ldnq.wiring import Wiring
 
 log = logging.getLogger(__name__)
@@ -33,15 +32,15 @@ class Distillation:
     how far they would come if all gradients pointed one way; scales, batch norm and biases learn at `lr`. Both rates
     rise for the share `warmup` of the steps and fall to zero along a cosine.
 
-    Batch norm works with the statistics of each batch, so that it follows the codes at once; it starts with a weight
-    and a bias that give what it gave with the statistics it had. The result is a moving average over the steps with
-    `decay`, its batch norms recalibrated on `views` views of every image: the one of `checks`, or the start, that is
-    nearest to the teacher on the images held out. `mixed_precision` runs the steps in bfloat16.
+    Batch norm keeps the statistics it has: those of mixed images are others, and the factors that the layer-wise stage
+    has fitted bring outputs nearer to the teacher's than factors that match variances. The result is a moving average
+    over the steps with `decay`: the one of `checks`, or the start, that is nearest to the teacher on `views` views of
+    the images held out. `mixed_precision` runs the steps in bfloat16.
     """
 
     steps: int
     batch_size: int = 128
-    travel: float = 1.2
+    travel: float = 0.9
     lr: float = 1e-3
     warmup: float = 0.1
     temperature: float = 2.0
@@ -63,14 +62,10 @@ class Distillation:
         with trainable(state, Rounding) as weights:
             best = Best(state.student, exam(state.student))
             log.info("distillation starts at a loss of %.4f on held-out images", best.loss)
-            with self._autocast(calibration.device):
-                restate(state.student, calibration.views(self.views, generator))
             average = AveragedModel(state.student, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
             for step in self._steps(state, weights, calibration, generator):
                 average.update_parameters(state.student)
                 if step % max(1, self.steps // self.checks) == 0:
-                    with self._autocast(calibration.device):
-                        recalibrate(average.module, calibration.views(self.views, generator))
                     best.offer(average.module, exam(average.module))
             best.restore(state.student)
             log.info("distillation ends at %.4f", best.loss)
@@ -88,11 +83,7 @@ class Distillation:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         blocks = Wiring(state.teacher).blocks()
         batches, autocast = self._batches(calibration, generator), self._autocast(calibration.device)
-        with (
-            recorded(state.student, blocks) as ours,
-            recorded(state.teacher, blocks) as theirs,
-            batch_statistics(state.student),
-        ):
+        with recorded(state.student, blocks) as ours, recorded(state.teacher, blocks) as theirs:
             for step in track(range(1, self.steps + 1), "distilling"):
                 batch = next(batches)
                 with autocast, torch.no_grad():
@@ -121,8 +112,7 @@ class Distillation:
         if calibration.augmentation:
             calibration = replace(calibration, augmentation=replace(calibration.augmentation, colour=self.colour))
         for batch in calibration.random_batches(self.batch_size, generator):
-            # A single sample has no variance.
-            yield mix(batch if len(batch) > 1 else batch.repeat_interleave(2, 0), self.mixed, generator)
+            yield mix(batch, self.mixed, generator)
 
 
 class Exam:
