@@ -156,9 +156,11 @@ class Layerwise:
         solution = self.solver(problem)
         gain = torch.ones_like(moments.target_mean)
         if problem.per_channel and not self.per_channel:
-            # Batch norm takes up what tells the channels' scales apart.
-            shared = solution.scale.mean((0, 1), keepdim=True)
-            solution, gain = replace(solution, scale=shared), solution.scale / shared
+            # Batch norm takes up what tells the channels' scales apart, and what a solver blind to inputs has missed.
+            levels = self.codebook.values(solution.codes, problem.target.dtype)
+            scale = problem.fit(levels, solution.scale).scale
+            shared = scale.mean((0, 1), keepdim=True)
+            solution, gain = replace(solution, scale=shared), scale / shared
         weights = self._split(layer, solution, with_bias)
         for name, quantized in weights.items():
             state.write(name, quantized)

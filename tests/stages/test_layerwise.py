@@ -234,3 +234,18 @@ def test_the_solver_is_told_of_the_share_of_the_coupling():
     for half, whole in zip(halves, wholes):
         share = 0.5 + 0.5 * torch.eye(half.shape[-1], dtype=torch.float64)
         torch.testing.assert_close(half, share * whole)
+
+
+def test_batch_norm_takes_the_gain_of_least_squares_whatever_the_solver():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
+    # Inputs that go together: the scale that fits the weights is not the one that fits the outputs.
+    x = torch.randn(64, 3, 8, 8) + 2 * torch.randn(64, 1, 1, 1)
+    images = CalibrationImages(x, lambda batch: batch, None, 64, torch.device("cpu"))
+    stage = Layerwise(Nearest(), TERNARY, asymmetric=True, damping=1e-6)
+    student = stage(QuantizationState(copy.deepcopy(network), network), images, torch.Generator()).student
+    with torch.no_grad():
+        ours, theirs = (module(x).transpose(0, 1).flatten(1) for module in (student, network))
+    ours, theirs = (outputs - outputs.mean(1, keepdim=True) for outputs in (ours, theirs))
+    slopes = (ours * theirs).sum(1) / ours.square().sum(1)
+    torch.testing.assert_close(slopes, torch.ones(8), rtol=1e-3, atol=0)
