@@ -147,12 +147,19 @@ def unfold(layer: nn.Module, x: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, layer.in_features).mT
-    if x.dim() == 3:
-        x = x.unsqueeze(0)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    columns = F.unfold(F.pad(x, _margins(layer), mode=mode), layer.kernel_size, layer.dilation, stride=layer.stride)
+    columns = F.unfold(_pad(layer, x), layer.kernel_size, layer.dilation, stride=layer.stride)
     n, _, positions = columns.shape
     return columns.view(n, layer.groups, -1, positions).permute(1, 2, 0, 3).reshape(layer.groups, -1, n * positions)
+
+
+def unfold_rows(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """`unfold` along the rows of images alone: (groups, cin/groups·kw, padded height, n·w'), w' the output's width."""
+    x = _pad(layer, x)
+    span = layer.dilation[1] * (layer.kernel_size[1] - 1) + 1
+    windows = x.unfold(3, span, layer.stride[1])[..., :: layer.dilation[1]]
+    n, channels, height, width, places = windows.shape
+    by_rows = windows.permute(1, 4, 2, 0, 3)
+    return by_rows.reshape(layer.groups, channels // layer.groups * places, height, n * width)
 
 
 def as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
@@ -160,7 +167,7 @@ def as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         y = y.reshape(-1, layer.out_features).T
     else:
-        y = (y.unsqueeze(0) if y.dim() == 3 else y).transpose(0, 1).flatten(1)
+        y = _with_samples(y).transpose(0, 1).flatten(1)
     return y.reshape(getattr(layer, "groups", 1), -1, y.shape[1])
 
 
@@ -168,6 +175,16 @@ def outputs_as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
     """A layer's output without its bias, `as_matrix` arranges it."""
     y = as_matrix(layer, y)
     return y if layer.bias is None else y - layer.bias.view(*y.shape[:2], 1)
+
+
+def _with_samples(x: Tensor) -> Tensor:
+    """A convolution also takes a single sample by itself."""
+    return x.unsqueeze(0) if x.dim() == 3 else x
+
+
+def _pad(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(_with_samples(x), _margins(layer), mode=mode)
 
 
 def _margins(layer: nn.Conv2d) -> list[int]:

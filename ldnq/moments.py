@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldnq import graph
 from ldnq.graph import Layer
+from ldnq.products import Strips
 
 # Entries of an unfolded input held at once: 256 MiB in float32.
 MAX_ENTRIES = 1 << 26
@@ -83,23 +83,21 @@ def gather_moments(
     for inputs, outputs in calls:
         # The network may run in bfloat16; the sums may not.
         with torch.autocast(inputs.device.type, enabled=False):
-            for x, y in _slices(student, teacher, inputs, outputs):
-                gram += x @ x.mT
-                cross += y @ x.mT
-                total += x.sum(2, keepdim=True)
-                target_total += y.sum(2, keepdim=True)
-                energy += float(y.double().square().sum())
-                positions += x.shape[-1]
+            for strips in _slices(student, teacher, inputs, outputs):
+                gram += strips.gram()
+                cross += strips.cross()
+                total += strips.total()
+                target_total += strips.outputs.sum((2, 3)).unsqueeze(2)
+                energy += float(strips.outputs.square().sum(3).double().sum())
+                positions += strips.positions
     sums = (gram, total, cross, target_total)
     return Moments(*(entry / positions for entry in sums), energy / positions, positions)
 
 
-def _slices(
-    layer: nn.Module, teacher_layer: nn.Module, inputs: Tensor, outputs: Tensor
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Columns of the student's inputs and the teacher's outputs for a few samples at a time, float32."""
+def _slices(layer: nn.Module, teacher_layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Iterable[Strips]:
+    """The student's inputs and the teacher's outputs, a few samples at a time."""
     positions = outputs[0].numel() // layer.weight.shape[0]
     columns = layer.weight[0].numel() * getattr(layer, "groups", 1)
     step = max(1, MAX_ENTRIES // (columns * positions))
     for x, y in zip(inputs.split(step), outputs.split(step)):
-        yield graph.unfold(layer, x).float(), graph.outputs_as_matrix(teacher_layer, y).float()
+        yield Strips.of(layer, teacher_layer, x, y)

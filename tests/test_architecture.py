@@ -14,7 +14,7 @@ ROWS = [
     ["errors"],
     ["config", "registry", "files", "progress"],
     ["codebook", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
-    ["walk", "curvature"],
+    ["walk", "curvature", "products"],
     ["problem", "moments", "joints", "quantized", "datasets", "models"],
     ["quantizers", "solvers", "calibration", "evaluation", "checkpoints", "data", "training", "runs"],
     ["stages", "network", "synthesis"],

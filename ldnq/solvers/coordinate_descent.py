@@ -10,24 +10,28 @@ from ldnq.solvers.admm import Admm
 from ldnq.solvers.error_feedback import ErrorFeedback
 from ldnq.solvers.registry import solvers
 
+# Of what a step from one level to the next would cost: less may be rounding.
+LEAST_GAIN = 1e-9
+
 
 @solvers.register("coordinate-descent")
 @dataclass(frozen=True)
 class CoordinateDescent:
-    """Puts one code after the other on the level of least reconstruction error while all others stand, then refits
-    `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H, and again (COMQ, arXiv 2403.07134).
+    """Puts codes on the level of least reconstruction error while all others stand, in each row one at a time and of a
+    `block` of inputs the most rewarding first, then refits `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H, and again (COMQ, arXiv
+    2403.07134).
 
     Starts from the best that any of `starts` finds, decided anew for everything that has its own error. Ends when a
     sweep has not lowered the error by a relative `tolerance`, after `max_sweeps` at most.
 
-    Where the problem's sensitivity S couples rows, that goes on from where it ended for each row alone. The codes of an
-    input change in all rows at once: a change must lower the error beside all the others, or only the best is made.
+    Where the problem's sensitivity S couples rows, that goes on from where it ended for each row alone. All rows change
+    a code at once: a change must lower the error beside all the others, or only the best is made.
     """
 
     starts: tuple[Solver, ...] = (ErrorFeedback(), Admm())
     max_sweeps: int = 30
     tolerance: float = 1e-4
-    block: int = 64
+    block: int = 256
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         best, errors = self._solve_rows(problem.by_rows())
@@ -60,58 +64,64 @@ class CoordinateDescent:
         """Levels after one pass over the inputs, in blocks, so that matrix products carry what changes to the rest."""
         H, codebook = problem.gram, problem.codebook
         wanted = problem.target / fit.scale
-        curvature = H.diagonal(dim1=-2, dim2=-1)[:, None]
-        dead = curvature == 0
+        dead = H.diagonal(dim1=-2, dim2=-1)[:, None] == 0
         # Of an input that is always zero any level will do: the one nearest to the weight.
         Q = torch.where(dead, codebook.values(codebook.nearest(wanted), wanted.dtype), fit.levels)
         gradient = problem.push(problem.target - fit.scale * Q) @ H
-        rows = Rows(problem, fit.scale)
         for start in range(0, Q.shape[2], self.block):
-            block = slice(start, start + self.block)
-            before = Q[..., block].clone()
-            within, inner = gradient[..., block].clone(), H[:, block, block]
-            for j in range(before.shape[2]):
-                column = slice(start + j, start + j + 1)
-                Q[..., column], change = rows.choose(Q[..., column], within[..., j, None], curvature[..., column])
-                within -= change * inner[:, j, None]
-            gradient -= problem.push(fit.scale * (Q[..., block] - before)) @ H[:, block]
+            inputs = slice(start, start + self.block)
+            levels = Block(problem, fit.scale, inputs).descend(Q[..., inputs], gradient[..., inputs])
+            gradient -= problem.push(fit.scale * (levels - Q[..., inputs])) @ H[:, inputs]
+            Q[..., inputs] = levels
         return Q
 
 
-class Rows:
-    """The rows of a problem, with their scales, where they choose the codes of one input."""
+class Block:
+    """The codes of some of the `inputs`, while those of all others and the `scale` stand."""
 
-    def __init__(self, problem: LayerProblem, scale: Tensor) -> None:
+    def __init__(self, problem: LayerProblem, scale: Tensor, inputs: slice) -> None:
+        levels = torch.tensor(problem.codebook.levels, dtype=scale.dtype, device=scale.device)
+        self.levels, self.middles = levels, (levels[1:] + levels[:-1]) / 2
         self.problem, self.scale = problem, scale
-        sensitivity = problem.sensitivity
-        self.weights = torch.ones_like(scale) if sensitivity is None else _diagonal(sensitivity)
+        self.H = problem.gram[:, inputs, inputs]
+        S = problem.sensitivity
+        curvature = self.H.diagonal(dim1=-2, dim2=-1)[:, None]
+        self.curvature = curvature if S is None else S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature
+        self.step = torch.where(self.curvature > 0, 1 / (scale * self.curvature), 0.0)
+        self.least = LEAST_GAIN * self.curvature * scale.square()
 
-    def choose(self, levels: Tensor, gradient: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
-        """The best levels of an input, and S times the change of its weights, each (groups, rows, 1).
+    def descend(self, Q: Tensor, gradient: Tensor) -> Tensor:
+        """Levels (groups, rows, inputs) from `Q`, where no row can lower the error any more by changing one code.
 
-        `gradient` is minus half of the error's by the input's weights, (groups, rows, 1), and `curvature` its H_jj,
-        (groups, 1, 1).
+        `gradient` is minus half of the error's by the weights. In every step each row makes its best change.
         """
-        codebook = self.problem.codebook
-        step = torch.where(curvature == 0, 0.0, 1 / (self.scale * self.weights * curvature))
-        chosen = codebook.values(codebook.nearest(levels + step * gradient), levels.dtype)
-        change = self.scale * (chosen - levels)
-        if self.problem.sensitivity is None:
-            return chosen, change
-        change = self._agree(change, gradient, curvature)
-        return torch.where(change == 0, levels, chosen), self.problem.push(change)
+        Q, gradient = Q.clone(), gradient.clone()
+        while True:
+            chosen = self.levels[torch.bucketize(Q + self.step * gradient, self.middles)]
+            change = self.scale * (chosen - Q)
+            gain = change * (2 * gradient - self.curvature * change) - self.least
+            best, place = gain.max(2, keepdim=True)
+            if not bool((best > 0).any()):
+                return Q
+            change = torch.where(best > 0, change.gather(2, place), 0.0)
+            moved = self.H.gather(1, place.expand(*place.shape[:2], self.H.shape[2]))
+            if self.problem.sensitivity is not None:
+                met = moved.gather(2, place.mT.expand(*place.shape[:2], place.shape[1]))
+                change = self._agree(change, gradient.gather(2, place), met)
+            Q.scatter_add_(2, place, change / self.scale)
+            gradient -= self.problem.push(change * moved)
 
-    def _agree(self, change: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
-        """Of the changes that each lower the error those that do so together, or the best single one."""
-        alone = change * (2 * gradient - curvature * self.weights * change)
-        among_all = alone - 2 * curvature * change * (self.problem.push(change) - self.weights * change)
+    def _agree(self, change: Tensor, gradient: Tensor, moments: Tensor) -> Tensor:
+        """Of the changes (groups, rows, 1) that each lower the error those that do so together, or the best single one.
+
+        `moments` (groups, rows, rows) are those of the inputs whose codes the rows change.
+        """
+        coupling = self.problem.sensitivity * moments
+        own = coupling.diagonal(dim1=-2, dim2=-1).unsqueeze(2)
+        alone = change * (2 * gradient - own * change)
+        among_all = alone - 2 * change * (coupling @ change - own * change)
         several = torch.where(among_all > 0, change, 0.0)
-        together = (several * (2 * gradient - curvature * self.problem.push(several))).sum(1, keepdim=True)
+        together = (several * (2 * gradient - coupling @ several)).sum(1, keepdim=True)
         best, row = alone.max(1, keepdim=True)
         single = torch.zeros_like(change).scatter_(1, row, change.gather(1, row))
         return torch.where(together >= best, several, single)
-
-
-def _diagonal(matrices: Tensor) -> Tensor:
-    """(groups, d, d) to (groups, d, 1)."""
-    return matrices.diagonal(dim1=-2, dim2=-1).unsqueeze(2)

@@ -89,18 +89,29 @@ def _round_block(
     Returns levels and errors (groups, rows, now kept, columns), which of those kept before each goes on from, and what
     each costs now.
     """
-    Q, errors = torch.zeros_like(V), torch.zeros_like(V)
-    parents = torch.arange(V.shape[2], device=V.device).expand_as(cost)
+    columns = []
     for j in range(V.shape[3]):
-        pivot = U[:, None, None, j, j]
-        total = cost[..., None] + ((V[..., j, None] - choices) / pivot[..., None]).square()
+        pivot = U[:, None, None, j, j, None]
+        total = cost[..., None] + ((V[..., :1] - choices) / pivot).square()
         cost, chosen = total.flatten(2).topk(min(beam, total[0, 0].numel()), largest=False)
-        source = chosen // len(choices)
-        V, Q, errors, parents = _take(V, source), _take(Q, source), _take(errors, source), parents.gather(2, source)
-        Q[..., j] = choices[chosen % len(choices)]
-        errors[..., j] = (V[..., j] - Q[..., j]) / pivot
-        V[..., j + 1 :] -= errors[..., j, None] * U[:, None, None, j, j + 1 :]
-    return Q, errors, parents, cost
+        source, levels = chosen // len(choices), choices[chosen % len(choices)]
+        V = V if V.shape[2] == beam == 1 else _take(V, source)
+        errors = (V[..., 0] - levels) / pivot[..., 0]
+        V = V[..., 1:] - errors[..., None] * U[:, None, None, j, j + 1 :]
+        columns.append((levels, errors, source))
+    return *_trace_back(columns), cost
+
+
+def _trace_back(columns: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels and errors (groups, rows, kept, columns) of what was kept at last, and what each began with, from those of
+    every column (groups, rows, kept then) and what each went on from."""
+    levels, errors, parents = columns[-1]
+    found = [(levels, errors)]
+    for levels, errors, sources in reversed(columns[:-1]):
+        found.append((levels.gather(2, parents), errors.gather(2, parents)))
+        parents = sources.gather(2, parents)
+    levels, errors = (torch.stack(entries[::-1], 3) for entries in zip(*found))
+    return levels, errors, parents
 
 
 def _take(values: Tensor, kept: Tensor) -> Tensor:

@@ -30,10 +30,11 @@ def test_coordinate_descent_is_in_the_table_of_solvers():
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("kbits", [3, 7], ids="{} levels".format)
 @pytest.mark.parametrize("coupled", [False, True], ids=["rows alone", "rows coupled"])
-def test_no_other_level_of_any_one_code_is_better(coupled, kbits, shape, per_channel):
-    for seed in range(3):
+@pytest.mark.parametrize("block", [256, 5, 1], ids="blocks of {}".format)
+def test_no_other_level_of_any_one_code_is_better(block, coupled, kbits, shape, per_channel):
+    for seed in range(2):
         problem = make_problem(shape, kbits, per_channel, seed, coupled=coupled)
-        solution = CoordinateDescent(tolerance=0)(problem)
+        solution = CoordinateDescent(tolerance=0, block=block)(problem)
         G = weights_of(problem, solution)
         least = problem.error(G)
         assert least == pytest.approx(solution.errors[-1])
@@ -107,14 +108,6 @@ def test_it_is_far_under_admm_where_inputs_are_correlated():
             CoordinateDescent()(problem).errors[-1] / min(Admm(max_iterations=1000, patience=50)(problem).errors)
         )
     assert np.mean(gains) < 0.7
-
-
-@pytest.mark.parametrize("coupled", [False, True], ids=["rows alone", "rows coupled"])
-def test_blocks_do_not_change_the_result(coupled):
-    problem = make_problem((2, 3, 12), 5, coupled=coupled)
-    expected = CoordinateDescent()(problem).codes
-    for block in (1, 5):
-        assert torch.equal(CoordinateDescent(block=block)(problem).codes, expected)
 
 
 def test_the_weight_of_a_dead_input_is_rounded_to_nearest():
