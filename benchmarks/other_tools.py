@@ -1,4 +1,4 @@
-"""Brevitas on the same networks, calibration images and test images as `accuracy.py`, three levels, a scale a channel.
+"""Brevitas and ldnq on the same network, calibration images and test images: three levels, a scale a channel.
 
     pip install . "brevitas==0.13.4" accelerate
     python benchmarks/other_tools.py --data-root DIR [--checkpoint FILE --mean R,G,B --std R,G,B]
@@ -13,7 +13,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -22,20 +24,28 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ldnq import runtime
-from ldnq.calibration import draw
+from ldnq.augmentation import Augmentation
+from ldnq.calibration import CalibrationImages, draw
 from ldnq.commands.options import Triple
-from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RuntimeConfig
+from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RecipeConfig, RuntimeConfig
 from ldnq.data import load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.files import write_json, write_text
 from ldnq.measurement import measure
 from ldnq.network import load_network
+from ldnq.pipeline import apply_recipe
+from ldnq.presets import fill_in
 from ldnq.recalibration import recalibrate
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 ITERATIONS = 1000
 LEARNING_RATE = 5e-3
+PRESETS = ("paper", "fast", "balanced", "best")
+
+
+# A network and calibration images, and a seed, to a quantized network.
+Method = Callable[[nn.Module, CalibrationImages, int], nn.Module]
 
 
 def rounded(model: nn.Module) -> nn.Module:
@@ -120,13 +130,43 @@ def learned_rounding(model: nn.Module, batches: DataLoader, *, blocks: bool) -> 
     )
 
 
-METHODS: dict[str, Callable[[nn.Module, DataLoader], None]] = {
-    "nearest": lambda model, batches: None,
-    "GPTQ": gptq,
-    "GPFQ": gpfq,
-    "Qronos": qronos,
-    "learned rounding, by layer": lambda model, batches: learned_rounding(model, batches, blocks=False),
-    "learned rounding, by block": lambda model, batches: learned_rounding(model, batches, blocks=True),
+def brevitas(method: Callable[[nn.Module, DataLoader], None]) -> Method:
+    """A method of Brevitas that ends with batch norms recalibrated."""
+
+    def quantize(network: nn.Module, images: CalibrationImages, seed: int) -> nn.Module:
+        batches = list(images.batches())
+        # The methods want labels too, and use none.
+        labelled = DataLoader(TensorDataset(torch.cat(batches), torch.zeros(len(images), dtype=torch.long)), 50)
+        quantized = rounded(copy.deepcopy(network))
+        with torch.no_grad():
+            quantized(batches[0])  # sets the scales
+        method(quantized, labelled)
+        recalibrate(quantized, batches)
+        return quantized.eval()
+
+    return quantize
+
+
+def ldnq(**options: Any) -> Method:
+    """Our own, with `options` of `RecipeConfig`."""
+    recipe = fill_in(RecipeConfig(kbits=3, scale="channel", **options))
+
+    def quantize(network: nn.Module, images: CalibrationImages, seed: int) -> nn.Module:
+        mixed_precision = runtime.mixes_in_training("cpu", RuntimeConfig())
+        return apply_recipe(network, images, recipe, seed, mixed_precision).student
+
+    return quantize
+
+
+METHODS: dict[str, Method] = {
+    "Brevitas, nearest": brevitas(lambda model, batches: None),
+    "Brevitas, GPTQ": brevitas(gptq),
+    "Brevitas, GPFQ": brevitas(gpfq),
+    "Brevitas, Qronos": brevitas(qronos),
+    "Brevitas, learned rounding by layer": brevitas(partial(learned_rounding, blocks=False)),
+    "Brevitas, learned rounding by block": brevitas(partial(learned_rounding, blocks=True)),
+    "ldnq, nearest": ldnq(preset="paper", solver="nearest", training=False),
+    **{f"ldnq, {preset}": ldnq(preset=preset) for preset in PRESETS},
 }
 
 
@@ -154,21 +194,18 @@ def main(model: str, data_root: str, checkpoint: str | None, mean, std, seeds: i
     teacher = accuracy(network.module)
     for seed in SEEDS[:seeds]:
         drawn = draw(data.train, family.name, CalibrationConfig(samples=SAMPLES, seed=seed))
-        images, labels = in_memory(Prepared(data.train, network.preprocessing, drawn.indices))
-        batches = DataLoader(TensorDataset(network.preprocessing.normalize(images), labels), 50)
-        for name in METHODS:
+        pixels, _ = in_memory(Prepared(data.train, network.preprocessing, drawn.indices))
+        augmentation = Augmentation(network.preprocessing.image_size, family.flip)
+        images = CalibrationImages(pixels, network.preprocessing.normalize, augmentation, 128, fabric.device)
+        for name, method in METHODS.items():
             key = {"model": model, "weights": weights, "method": name, "seed": seed}
             if any(key.items() <= row.items() for row in rows):
                 continue
             torch.manual_seed(seed)
             started = time.perf_counter()
-            quantized = rounded(copy.deepcopy(network.module))
-            with torch.no_grad():
-                quantized(next(iter(batches))[0])  # sets the scales
-            METHODS[name](quantized, batches)
-            recalibrate(quantized, (batch for batch, _ in batches))
+            quantized = method(network.module, images, seed)
             seconds = time.perf_counter() - started
-            top1 = accuracy(quantized.eval())
+            top1 = accuracy(quantized)
             click.echo(f"{name}, seed {seed}: {teacher:.2f} to {top1:.2f} in {seconds:.0f} s")
             rows.append(
                 key | {"teacher_top1": teacher, "quantized_top1": top1, "top1_drop": teacher - top1, "seconds": seconds}
@@ -178,22 +215,28 @@ def main(model: str, data_root: str, checkpoint: str | None, mean, std, seeds: i
 
 
 def table(rows: list[dict]) -> str:
-    """Drop in top-1 of every method, as Markdown."""
+    """Drop in top-1 of every method, and its time as a multiple of our fast preset's, as Markdown."""
     lines = [
-        "| network | weights | method | float top-1 | quantized top-1 | drop | minutes | seeds |",
+        "| network | weights | method | float top-1 | quantized top-1 | drop | time | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for model, weights in dict.fromkeys((row["model"], row["weights"]) for row in rows):
-        for name in METHODS:
-            key = {"model": model, "weights": weights, "method": name}
-            if group := [row for row in rows if key.items() <= row.items()]:
-                minutes = statistics.median(row["seconds"] for row in group) / 60
+        groups = {name: _rows_of(rows, model, weights, name) for name in METHODS}
+        unit = {row["seed"]: row["seconds"] for row in groups["ldnq, fast"]}
+        for name, group in groups.items():
+            times = [row["seconds"] / unit[row["seed"]] for row in group if row["seed"] in unit]
+            if group:
                 lines.append(
                     f"| {model} | {weights} | {name} | {group[0]['teacher_top1']:.2f} "
                     f"| {spread(group, 'quantized_top1')} | {spread(group, 'top1_drop')} "
-                    f"| {minutes:.1f} | {len(group)} |"
+                    f"| {f'{statistics.median(times):.1f}' if times else ''} | {len(group)} |"
                 )
     return "\n".join(lines) + "\n"
+
+
+def _rows_of(rows: list[dict], model: str, weights: str, method: str) -> list[dict]:
+    key = {"model": model, "weights": weights, "method": method}
+    return [row for row in rows if key.items() <= row.items()]
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class CalibrationConfig:
 class RecipeConfig:
     """What is done to the weights. Options that are None are filled in by the preset."""
 
-    preset: str = "paper"
+    preset: str = "balanced"
     method: str = "ldnq"
     kbits: int = 3
     solver: str | None = None

@@ -27,7 +27,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @options.calibration_options
 @options.calibration_file_option
 @options.synthesis_options
-@click.option("--preset", default="paper", show_default=True, help="What is done; see 'ldnq list presets'.")
+@click.option("--preset", default="balanced", show_default=True, help="What is done; see 'ldnq list presets'.")
 @click.option("--method", type=click.Choice(METHODS), default="ldnq", show_default=True, help="The family of stages.")
 @click.option(
     "--kbits", type=click.Choice([str(k) for k in KBITS]), default="3", show_default=True,

@@ -31,7 +31,7 @@ class CoordinateDescent:
     starts: tuple[Solver, ...] = (ErrorFeedback(), Admm())
     max_sweeps: int = 30
     tolerance: float = 1e-4
-    block: int = 256
+    block: int = 32
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         best, errors = self._solve_rows(problem.by_rows())
