@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldnq import graph
+from ldnq.errors import NetworkError
 from ldnq.graph import Layer
 
 # Samples whose activations are all held at once, for the way back.
@@ -49,7 +50,7 @@ def output_gradients(
 ) -> Iterator[dict[str, list[Tensor]]]:
     """For each of `draws`: gradients by the outputs of the modules called `names`, one for each of their calls, of the
     log-likelihood of classes that are drawn as the network believes in them, or of a random projection of outputs that
-    are not classes."""
+    are not classes. Raises `NetworkError` where the outputs are not finite."""
     outputs: dict[str, list[Tensor]] = defaultdict(list)
 
     def hook(name: str):
@@ -67,6 +68,8 @@ def output_gradients(
     finally:
         for handle in handles:
             handle.remove()
+    if not bool(torch.isfinite(logits).all()):
+        raise NetworkError("expected finite outputs on the calibration images: the network gives infinite values")
     places = [(name, output) for name in names for output in outputs[name]]
     for draw in range(draws if logits.requires_grad else 0):
         found = torch.autograd.grad(

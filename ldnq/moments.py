@@ -11,6 +11,8 @@ from ldnq.products import Strips
 
 # Entries of an unfolded input held at once: 256 MiB in float32.
 MAX_ENTRIES = 1 << 26
+# Of a sum of products in float32.
+PRECISION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,14 @@ class Moments:
 
     def centred(self) -> "Moments":
         """The same of inputs and targets less their means: what matters where something else takes up an offset."""
+        gram = self.gram - self.mean @ self.mean.mT
+        # Of an input that hardly changes float32 has kept the mean alone.
+        variance, squares = (matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(2) for matrix in (gram, self.gram))
+        alive = (variance > PRECISION * squares).to(gram)
         return Moments(
-            self.gram - self.mean @ self.mean.mT,
+            gram * alive * alive.mT,
             torch.zeros_like(self.mean),
-            self.cross - self.target_mean @ self.mean.mT,
+            (self.cross - self.target_mean @ self.mean.mT) * alive.mT,
             torch.zeros_like(self.target_mean),
             self.energy - float(self.target_mean.square().sum()),
             self.positions,

@@ -101,3 +101,13 @@ def test_centred_moments_are_covariances():
     torch.testing.assert_close(centred.gram[0], inputs.T @ inputs / 40, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(centred.cross[0], targets.T @ inputs / 40, rtol=1e-5, atol=1e-6)
     assert centred.energy == pytest.approx(float(targets.square().sum(1).mean()), rel=1e-5)
+
+
+def test_an_input_that_hardly_changes_has_no_part_in_centred_moments():
+    linear = nn.Linear(3, 2)
+    x = torch.randn(50, 3)
+    x[:, 1] = 5 + 1e-4 * x[:, 1]
+    centred = _gather(linear, linear, find_layers(linear, x[:1])[0][0], [x]).centred()
+    assert centred.dead_inputs == 1
+    assert not centred.gram[0, 1].any() and not centred.gram[0, :, 1].any() and not centred.cross[0, :, 1].any()
+    assert centred.gram[0, ::2, ::2].all()

@@ -32,7 +32,7 @@ def test_any_network_is_quantized_from_a_loader(training):
     network = Twice()
     before = copy.deepcopy(network.state_dict())
     loader = DataLoader(TensorDataset(torch.randn(40, 3, 8, 8), torch.zeros(40)), 16)
-    model = ldnq.quantize(network, loader, kbits=5, scale="channel", training=training)
+    model = ldnq.quantize(network, loader, kbits=5, preset="paper", scale="channel", training=training)
     assert list(model.weights) == ["stem.weight", "depthwise.weight", "head.weight"]
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert network.training

@@ -272,9 +272,10 @@ def test_options_beside_a_configuration_win(ldnq, tiny, workdir):
 
 
 def test_the_schedule_of_the_cascade_is_the_users(ldnq, tiny, workdir):
-    ldnq("quantize", *tiny, "--no-training", "--output", "none")
-    ldnq("quantize", *tiny, "--cascade-epochs", 0, "--output", "zero")
-    ldnq("quantize", *tiny, "--cascade-epochs", 2, "--cascade-lr", 0.01, "--output", "two")
+    paper = (*tiny, "--preset", "paper")
+    ldnq("quantize", *paper, "--no-training", "--output", "none")
+    ldnq("quantize", *paper, "--cascade-epochs", 0, "--output", "zero")
+    ldnq("quantize", *paper, "--cascade-epochs", 2, "--cascade-lr", 0.01, "--output", "two")
     with h5py.File("none/model.h5") as none, h5py.File("zero/model.h5") as zero, h5py.File("two/model.h5") as two:
         assert np.array_equal(none["codes"], zero["codes"])
         assert not np.array_equal(none["tensors"], two["tensors"])
