@@ -41,11 +41,11 @@ class Distillation:
     steps: int
     batch_size: int = 128
     travel: float = 0.9
-    lr: float = 1e-3
+    lr: float = 2e-3
     warmup: float = 0.1
     temperature: float = 2.0
     features: float = 1.0
-    mixed: float = 0.5
+    mixed: float = 1.0
     colour: float = 0.3
     decay: float = 0.99
     views: int = 3
