@@ -8,11 +8,12 @@ rows before it have, but for those of the first group, which are alternatives.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
-from rows import SAMPLES, digest, spread
+from rows import SAMPLES, digest, publish, spread
 
 from ldnq import runtime
 from ldnq.augmentation import Augmentation
@@ -21,7 +22,7 @@ from ldnq.codebook import Codebook
 from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RuntimeConfig
 from ldnq.data import load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.files import write_json, write_text
+from ldnq.files import write_json
 from ldnq.measurement import measure
 from ldnq.network import load_network
 from ldnq.pipeline import HELD_OUT, apply_stages
@@ -89,6 +90,8 @@ class Workbench:
         generator = torch.Generator().manual_seed(seed)
         if any(isinstance(stage, Distillation) for stage in stages):
             images = images.set_apart(HELD_OUT, generator)
+            mixed_precision = runtime.mixes_in_training(self.fabric.device.type, self.config)
+            stages = (*stages[:-1], replace(stages[-1], mixed_precision=mixed_precision))
         student = apply_stages(self.network.module, images, stages, generator).student
         return measure(student, self.data, self.network.preprocessing, self.config, self.fabric, "evaluating").top1
 
@@ -112,7 +115,7 @@ def main(data_root: str, seeds: int) -> None:
             rows.append({"weights": weights, "technique": name, "seed": seed, "top1": top1})
             click.echo(f"{name}, seed {seed}: {top1:.2f}")
             write_json(path, rows)
-    write_text(HERE / "ablation.md", table(rows))
+    publish("ablation.md", table(rows))
 
 
 def table(rows: list[dict]) -> str:

@@ -3,20 +3,21 @@
     pip install ".[benchmarks]"
     python benchmarks/accuracy.py --data-root cifar10=DIR --data-root imagenette=DIR
 
-runs what `accuracy.json` does not hold yet and rewrites `accuracy.md`, `paper.md` and `paper.svg` from it. It can be
+runs what `accuracy.json` does not hold yet and rewrites `accuracy.md`, `levels.svg` and `images.svg` from it. It can be
 stopped at any time and goes on where it was.
 """
 
 import statistics
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import matplotlib
 from matplotlib import pyplot
-from rows import Configuration, Rows, spread
+from rows import Configuration, Rows, publish, spread
 
 from ldnq.config import KBITS, PRECISIONS, SCALES
-from ldnq.files import write_text
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
@@ -24,11 +25,19 @@ PRESETS = ("paper", "fast", "balanced", "best")
 DATA_NAMES = {"cifar10": "CIFAR-10 (JPEG copy)", "imagenette": "Imagenette, 128 pixels"}
 # Top-1 drop in points that the authors printed at three levels, in their paper and in their talk.
 PUBLISHED = {"resnet20": "5.55 / 4.30", "resnet32": "3.66", "resnet56": "3.49"}
+SIZES = (100, 200, 500, 1000, 2000, 5000)
+BY_SIZE = {
+    preset: [Configuration("resnet20", "cifar10", 3, "layer", preset, calibration_samples=size) for size in SIZES]
+    for preset in ("paper", "fast", "balanced")
+}
+BY_LEVELS = {
+    preset: [Configuration("resnet20", "cifar10", kbits, "layer", preset) for kbits in KBITS] for preset in PRESETS
+}
 CONFIGURATIONS = [
     *(Configuration("resnet20", "cifar10", k, s, p) for p in PRESETS for s in SCALES for k in KBITS),
     *(
         Configuration(model, "cifar10", 3, scale, preset)
-        for preset in ("paper", "balanced", "best")
+        for preset in PRESETS
         for model in ("resnet32", "resnet56")
         for scale in SCALES
     ),
@@ -39,6 +48,7 @@ CONFIGURATIONS = [
         for kbits in (3, 5, 9)
     ),
 ]
+CONFIGURATIONS = list(dict.fromkeys([*CONFIGURATIONS, *(c for line in BY_SIZE.values() for c in line)]))
 
 
 @click.command()
@@ -58,70 +68,65 @@ def main(
     wanted = [c for c in CONFIGURATIONS if model in (None, c.model) and preset in (None, c.preset)]
     wanted = [c for c in wanted if scale in (None, c.scale)]
     rows.complete(wanted, SEEDS[:seeds], dict(root.split("=", 1) for root in roots), precision)
-    write_text(HERE / "accuracy.md", accuracy_table(rows))
-    write_text(HERE / "paper.md", paper_table(rows))
-    plot(rows, HERE / "paper.svg")
+    publish("accuracy.md", table(rows))
+    matplotlib.rcParams["svg.hashsalt"] = "ldnq"
+    plot(rows, BY_LEVELS, "kbits", "levels of the codebook", "500 images", HERE / "levels.svg")
+    plot(rows, BY_SIZE, "calibration_samples", "calibration images", "3 levels", HERE / "images.svg")
 
 
-def paper_table(rows: Rows) -> str:
-    """L-DNQ as published beside the published figures, as Markdown."""
+def table(rows: Rows) -> str:
+    """Drop in top-1 by every preset beside what the authors printed, as Markdown."""
     lines = [
-        "| network | data | levels | float top-1 | quantized top-1 | drop | paper's drop | bits a weight | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| network | data | images | levels | scale | float top-1 | published | {' | '.join(PRESETS)} |",
+        f"|---|---|---|---|---|---|---|{'---|' * len(PRESETS)}",
     ]
-    for c in CONFIGURATIONS:
-        group = rows.of(c)
-        if not group or (c.preset, c.scale) != ("paper", "layer"):
+    for tested in dict.fromkeys(replace(c, preset="") for c in CONFIGURATIONS):
+        groups = {preset: rows.of(replace(tested, preset=preset)) for preset in PRESETS}
+        found = [row for group in groups.values() for row in group]
+        if not found:
             continue
-        published = PUBLISHED.get(c.model, "") if c.kbits == 3 else ""
+        printed = PUBLISHED.get(tested.model, "") if tested.kbits == 3 and tested.scale == "layer" else ""
         lines.append(
-            f"| {c.model} | {DATA_NAMES[c.dataset]} | {c.kbits} | {group[0]['teacher_top1']:.2f} "
-            f"| {spread(group, 'quantized_top1')} | {spread(group, 'top1_drop')} | {published} "
-            f"| {group[0]['bits_per_weight']:.2f} | {len(group)} |"
+            f"| {tested.model} | {DATA_NAMES[tested.dataset]} | {tested.calibration_samples:,} | {tested.kbits} "
+            f"| {tested.scale} | {max(row['teacher_top1'] for row in found):.2f} | {printed} "
+            f"| {' | '.join(_drop(group) for group in groups.values())} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def accuracy_table(rows: Rows) -> str:
-    """Drop in top-1 of every preset, as Markdown."""
-    lines = [
-        "| network | data | levels | scale | preset | float top-1 | quantized top-1 | drop | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for c in CONFIGURATIONS:
-        if group := rows.of(c):
-            lines.append(
-                f"| {c.model} | {DATA_NAMES[c.dataset]} | {c.kbits} | {c.scale} | {c.preset} "
-                f"| {group[0]['teacher_top1']:.2f} | {spread(group, 'quantized_top1')} | {spread(group, 'top1_drop')} "
-                f"| {len(group)} |"
-            )
-    return "\n".join(lines) + "\n"
+def _drop(group: list[dict]) -> str:
+    draws = {0: "", 1: " (one draw)", 2: " (two draws)"}.get(len(group), "")
+    return spread(group, "top1_drop") + draws if group else ""
 
 
-def plot(rows: Rows, path: Path) -> None:
-    """Top-1 of resnet20 against the number of levels by the paper's preset, each seed a dot."""
-    matplotlib.rcParams["svg.hashsalt"] = "ldnq"
-    groups = {k: rows.of(Configuration("resnet20", "cifar10", k)) for k in KBITS}
-    groups = {k: group for k, group in groups.items() if group}
-    if not groups:
-        return
-    found = [row for group in groups.values() for row in group]
-    means = [statistics.mean(row["quantized_top1"] for row in group) for group in groups.values()]
+def plot(
+    rows: Rows, lines: Mapping[str, list[Configuration]], variable: str, label: str, what: str, path: Path
+) -> None:
+    """Top-1 of resnet20 against `variable`, a line for each preset and a dot for each seed."""
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
-    axes.axhline(found[0]["teacher_top1"], color="0.4", linestyle="--", label="float network")
-    axes.plot(list(groups), means, color="tab:blue", label="quantized, mean")
-    axes.scatter(
-        [row["kbits"] for row in found],
-        [row["quantized_top1"] for row in found],
-        s=16,
-        color="tab:orange",
-        zorder=3,
-        label="one seed",
-    )
-    axes.set_xticks(list(groups))
-    axes.set_xlabel("levels of the codebook")
+    teacher = None
+    for preset, configurations in lines.items():
+        groups = {getattr(c, variable): group for c in configurations if (group := rows.of(c))}
+        if not groups:
+            continue
+        found = [row for group in groups.values() for row in group]
+        teacher = max(row["teacher_top1"] for row in found)
+        means = [statistics.mean(row["quantized_top1"] for row in group) for group in groups.values()]
+        (line,) = axes.plot(list(groups), means, label=preset)
+        axes.scatter(
+            [row[variable] for row in found], [row["quantized_top1"] for row in found], s=10, color=line.get_color()
+        )
+    if teacher is None:
+        return
+    axes.axhline(teacher, color="0.4", linestyle="--", label="float network")
+    if variable == "calibration_samples":
+        axes.set_xscale("log")
+    ticks = [getattr(c, variable) for c in next(iter(lines.values()))]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
     axes.set_ylabel("top-1 on the test set, %")
-    axes.set_title("ResNet-20, CIFAR-10 (JPEG copy), 500 images, every layer quantized", fontsize=9)
+    axes.set_title(f"ResNet-20, CIFAR-10 (JPEG copy), {what}, one scale a layer, every layer quantized", fontsize=9)
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import torch
-from rows import SAMPLES, digest, spread
+from rows import SAMPLES, digest, publish, spread
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -30,7 +30,7 @@ from ldnq.commands.options import Triple
 from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RecipeConfig, RuntimeConfig
 from ldnq.data import load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.files import write_json, write_text
+from ldnq.files import write_json
 from ldnq.measurement import measure
 from ldnq.network import load_network
 from ldnq.pipeline import apply_recipe
@@ -211,7 +211,7 @@ def main(model: str, data_root: str, checkpoint: str | None, mean, std, seeds: i
                 key | {"teacher_top1": teacher, "quantized_top1": top1, "top1_drop": teacher - top1, "seconds": seconds}
             )
             write_json(path, rows)
-    write_text(HERE / "other_tools.md", table(rows))
+    publish("other_tools.md", table(rows))
 
 
 def table(rows: list[dict]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,12 +13,12 @@ from typing import Any
 import click
 
 from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RecipeConfig, RunConfig, RuntimeConfig
-from ldnq.files import write_json
+from ldnq.files import write_json, write_text
 
+HERE = Path(__file__).parent
 SAMPLES = 500
 KEPT = (
     "teacher_top1", "quantized_top1", "top1_drop", "packed_bytes", "float_bytes", "bits_per_weight", "eval_samples",
-    "calibration_samples", "seconds",
 )  # fmt: skip
 
 
@@ -31,6 +32,7 @@ class Configuration:
     scale: str = "layer"
     preset: str = "paper"
     image_size: int | None = None
+    calibration_samples: int = SAMPLES
 
 
 class Rows:
@@ -68,9 +70,18 @@ class Rows:
                 write_json(self.path, self.rows)
 
 
+def publish(name: str, text: str) -> None:
+    """Write the table `name` beside this script, and where the README shows it, between `<!-- benchmarks/NAME -->` and
+    `<!-- end -->`."""
+    write_text(HERE / name, text)
+    readme = HERE.parent / "README.md"
+    shown = re.compile(rf"(<!-- benchmarks/{re.escape(name)} -->\n).*?(?=<!-- end -->)", re.DOTALL)
+    write_text(readme, shown.sub(lambda match: match[1] + text, readme.read_text(encoding="utf-8")))
+
+
 def digest(model: str, dataset: str) -> str | None:
     """Of the weights that ship; None where there are none."""
-    path = Path(__file__).parents[1] / "pretrained" / f"{model}-{dataset}.safetensors"
+    path = HERE.parent / "pretrained" / f"{model}-{dataset}.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else None
 
 
@@ -81,7 +92,7 @@ def measure(configuration: Configuration, seed: int, data_root: str, precision: 
     config = RunConfig(
         NetworkConfig(configuration.model),
         DataConfig(configuration.dataset, data_root, image_size=configuration.image_size),
-        CalibrationConfig(samples=SAMPLES, seed=seed),
+        CalibrationConfig(samples=configuration.calibration_samples, seed=seed),
         RecipeConfig(preset=configuration.preset, kbits=configuration.kbits, scale=configuration.scale),
         RuntimeConfig(precision=precision),
     )

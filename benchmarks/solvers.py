@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 import torch
-from rows import SAMPLES
+from rows import SAMPLES, publish
 from torch import Tensor
 
 from ldnq.calibration import draw
@@ -23,7 +23,6 @@ from ldnq.codebook import Codebook
 from ldnq.config import SCALES, CalibrationConfig, DataConfig, NetworkConfig
 from ldnq.data import load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.files import write_text
 from ldnq.graph import find_layers
 from ldnq.moments import gather_moments
 from ldnq.network import load_network
@@ -60,7 +59,7 @@ def main(roots: tuple[str, ...]) -> None:
         exact += [f"| {model} | {row}" for row in beside_optimum(problems)]
     text = "Whole layers, converged ADMM is 1:\n\n" + "\n".join(errors)
     text += "\n\nNine weights at a time, the exact optimum is 1:\n\n" + "\n".join(exact)
-    write_text(HERE / "solvers.md", text + "\n")
+    publish("solvers.md", text + "\n")
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ from ldnq.evaluation import Accuracy
 from ldnq.formats import h5
 from ldnq.measurement import measure
 from ldnq.network import Network, find_family, load_network
-from ldnq.preprocessing import Preprocessing
 from ldnq.presets import fill_in, stages
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState, QuantizedModel
@@ -68,13 +67,12 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         network.module, data, network.preprocessing, config.runtime, fabric, "evaluating the network"
     )
     _check_teacher(teacher_accuracy, network)
+    begun = time.perf_counter()
     mixed_precision = runtime.mixes_in_training(fabric.device.type, config.runtime)
-    images = _calibration_images(calibration, data, network.preprocessing, config, fabric.device)
-    if config.calibration.synthesize:
-        synthesis = Synthesis(config.calibration.synthesize, mixed_precision=mixed_precision)
-        images = synthesis(network.module, images, torch.Generator().manual_seed(config.calibration.seed))
+    images = _calibration_images(calibration, data, network, config, fabric.device, mixed_precision)
     with runtime.autocast(fabric, config.runtime):
         state = apply_recipe(network.module, images, config.recipe, config.calibration.seed, mixed_precision)
+    quantizing = time.perf_counter() - begun
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
     metrics = _metrics(config, dataset, calibration, teacher_accuracy, accuracy)
@@ -95,6 +93,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         "packed_parts": sizes,
         "bits_per_weight": model.bits_per_weight,
         "skipped_layers": len(state.skipped),
+        "quantizing_seconds": quantizing,
         "seconds": time.perf_counter() - started,
         "environment": runtime.environment(),
     }
@@ -184,16 +183,23 @@ def _load_data(config: RunConfig, dataset: DatasetFamily) -> Data:
 def _calibration_images(
     calibration: CalibrationSet | None,
     data: Data,
-    preprocessing: Preprocessing,
+    network: Network,
     config: RunConfig,
     device: torch.device,
+    mixed_precision: bool,
 ) -> CalibrationImages:
+    """The images drawn, and those that are synthesized."""
+    preprocessing, options = network.preprocessing, config.calibration
     images = torch.empty(0, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
     if calibration:
         prepared = Prepared(data.train, preprocessing, calibration.indices)
         images, _ = in_memory(prepared, config.runtime.workers, lambda batches: track(batches, "loading images"))
     augmentation = Augmentation(preprocessing.image_size, data.family.flip)
-    return CalibrationImages(images, preprocessing.normalize, augmentation, config.runtime.batch_size, device)
+    found = CalibrationImages(images, preprocessing.normalize, augmentation, config.runtime.batch_size, device)
+    if not options.synthesize:
+        return found
+    synthesis = Synthesis(options.synthesize, mixed_precision=mixed_precision)
+    return synthesis(network.module, found, torch.Generator().manual_seed(options.seed))
 
 
 def _metrics(

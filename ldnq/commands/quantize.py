@@ -79,7 +79,7 @@ def _summary(metrics: dict) -> list[tuple[str, str]]:
     if metrics["synthesized_samples"]:
         images += f", and {metrics['synthesized_samples']:,} synthesized"
     rows.append(("calibration images", images))
-    rows.append(("time", f"{metrics['seconds']:.1f} s"))
+    rows.append(("time", f"{metrics['seconds']:.1f} s, of which {metrics['quantizing_seconds']:.1f} s quantizing"))
     return rows
 
 

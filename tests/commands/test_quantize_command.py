@@ -15,7 +15,7 @@ from ldnq.network import build
 METRICS = {
     "model", "dataset", "method", "solver", "kbits", "levels", "scale", "seed", "calibration_samples", "eval_samples",
     "teacher_top1", "teacher_top5", "quantized_top1", "quantized_top5", "top1_drop", "float_bytes", "packed_bytes",
-    "bits_per_weight", "seconds",
+    "bits_per_weight", "seconds", "quantizing_seconds",
 }  # fmt: skip
 
 
