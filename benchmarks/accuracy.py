@@ -48,7 +48,11 @@ CONFIGURATIONS = [
         for kbits in (3, 5, 9)
     ),
 ]
-CONFIGURATIONS = list(dict.fromkeys([*CONFIGURATIONS, *(c for line in BY_SIZE.values() for c in line)]))
+WITHOUT_DATA = [
+    Configuration("resnet20", "cifar10", kbits, "layer", "balanced", calibration_samples=0, synthesized_samples=512)
+    for kbits in (3, 5)
+]
+CONFIGURATIONS = list(dict.fromkeys([*CONFIGURATIONS, *(c for line in BY_SIZE.values() for c in line), *WITHOUT_DATA]))
 
 
 @click.command()
@@ -87,11 +91,17 @@ def table(rows: Rows) -> str:
             continue
         printed = PUBLISHED.get(tested.model, "") if tested.kbits == 3 and tested.scale == "layer" else ""
         lines.append(
-            f"| {tested.model} | {DATA_NAMES[tested.dataset]} | {tested.calibration_samples:,} | {tested.kbits} "
+            f"| {tested.model} | {DATA_NAMES[tested.dataset]} | {_images(tested)} | {tested.kbits} "
             f"| {tested.scale} | {max(row['teacher_top1'] for row in found):.2f} | {printed} "
             f"| {' | '.join(_drop(group) for group in groups.values())} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _images(tested: Configuration) -> str:
+    if not tested.synthesized_samples:
+        return f"{tested.calibration_samples:,}"
+    return f"{tested.calibration_samples:,}, and {tested.synthesized_samples:,} synthesized"
 
 
 def _drop(group: list[dict]) -> str:

@@ -33,6 +33,7 @@ class Configuration:
     preset: str = "paper"
     image_size: int | None = None
     calibration_samples: int = SAMPLES
+    synthesized_samples: int = 0
 
 
 class Rows:
@@ -89,10 +90,16 @@ def measure(configuration: Configuration, seed: int, data_root: str, precision: 
     """The metrics of one run."""
     from ldnq.pipeline import run
 
+    images = CalibrationConfig(
+        samples=configuration.calibration_samples or None,
+        calibration_data=configuration.calibration_samples > 0,
+        synthesize=configuration.synthesized_samples,
+        seed=seed,
+    )
     config = RunConfig(
         NetworkConfig(configuration.model),
         DataConfig(configuration.dataset, data_root, image_size=configuration.image_size),
-        CalibrationConfig(samples=configuration.calibration_samples, seed=seed),
+        images,
         RecipeConfig(preset=configuration.preset, kbits=configuration.kbits, scale=configuration.scale),
         RuntimeConfig(precision=precision),
     )
