@@ -29,6 +29,7 @@ from ldnq.pipeline import HELD_OUT, apply_stages
 from ldnq.presets import COUPLING
 from ldnq.solvers import solvers
 from ldnq.stages import Stage
+from ldnq.stages.blocks import BlockReconstruction
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.distillation import Distillation
 from ldnq.stages.layerwise import Layerwise
@@ -57,6 +58,7 @@ TECHNIQUES: dict[str, tuple[Stage, ...]] = {
     "+ the teacher's outputs as targets, batch norm corrected": (layerwise(asymmetric=True),),
     "+ random views in the moments": (layerwise(asymmetric=True, views=1),),
     "+ outputs coupled as the network feels them: preset fast": (FAST,),
+    "(the same, then residual blocks reconstructed by gradient: BRECQ)": (FAST, BlockReconstruction(STEPS)),
     "+ scales and batch norm distilled": (FAST, Distillation(**PLAIN)),
     "+ codes distilled": (FAST, Distillation(**PLAIN | {"travel": Distillation.travel})),
     "+ residual blocks in the loss": (FAST, Distillation(STEPS, mixed=0.0, colour=0.0)),
@@ -88,7 +90,7 @@ class Workbench:
     def top1(self, stages: tuple[Stage, ...], images: CalibrationImages, seed: int) -> float:
         """What is left of the accuracy after these stages."""
         generator = torch.Generator().manual_seed(seed)
-        if any(isinstance(stage, Distillation) for stage in stages):
+        if len(stages) > 1:
             images = images.set_apart(HELD_OUT, generator)
             mixed_precision = runtime.mixes_in_training(self.fabric.device.type, self.config)
             stages = (*stages[:-1], replace(stages[-1], mixed_precision=mixed_precision))

@@ -8,17 +8,14 @@ from ldnq.quantizers.parametrized import Quantizer
 
 # The sigmoid is stretched beyond 0 and 1, so that both are reached (Louizos et al., arXiv 1712.01312).
 STRETCH = 0.1
-# How much of the other level there is in the beginning.
-START = 0.05
 
 
 class SoftAssignment(Quantizer):
-    """Latent values v to `scale · (l + h (u − l))` between the code's level and the next, l and u, where h is a
+    """Latent values v to `scale · (l + h (u − l))` between the levels l and u around the float weight, where h is a
     stretched sigmoid of `v / temperature` (AdaRound, arXiv 2004.10568, equation 23, on levels of any distance).
 
-    As `temperature` falls to zero h becomes 0 or 1. Starts at the codes, not at the float weight as AdaRound does: they
-    make up for each other's errors, which the float weights do not know of. The other level of a pair is the next one
-    on the side of the float weight.
+    As `temperature` falls to zero h becomes 0 or 1. Starts at the float weight; a code that is not one of its two
+    neighbours, because it makes up for the error of others, stays one end of the pair.
     """
 
     def __init__(self, quantized: QuantizedWeight, weight: Tensor) -> None:
@@ -38,7 +35,8 @@ class SoftAssignment(Quantizer):
         codes = codes.long()
         above = weight >= self.codebook.values(codes, weight.dtype)
         self.lower = torch.where(above, codes, codes - 1).clamp(0, self.codebook.num_levels - 2)
-        share = torch.where(codes > self.lower, 1 - START, START).to(weight)
+        lower, upper = self._pair(weight.dtype)
+        share = ((weight - lower) / (upper - lower)).clamp(0.02, 0.98)
         return torch.logit((share + STRETCH) / (1 + 2 * STRETCH))
 
     def codes(self, latent: Tensor) -> Tensor:
