@@ -106,7 +106,7 @@ def _images(tested: Configuration) -> str:
 
 def _drop(group: list[dict]) -> str:
     draws = {0: "", 1: " (one draw)", 2: " (two draws)"}.get(len(group), "")
-    return spread(group, "top1_drop") + draws if group else ""
+    return spread(group, "top1_drop") + draws
 
 
 def plot(

@@ -4,15 +4,14 @@
     python benchmarks/presets.py --data-root DIR
 
 writes `presets.md`: the time of quantizing ResNet-20 on CIFAR-10 (three levels, one scale a layer, 500 images) as a
-multiple of the preset `fast`, all taken now, and the mean drop that `accuracy.json` holds.
+multiple of the preset `fast`, all taken now, and the drop that `accuracy.json` holds.
 """
 
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
-from rows import Configuration, Rows, measure, publish
+from rows import Configuration, Rows, measure, publish, spread
 
 from ldnq.presets import presets
 
@@ -40,8 +39,8 @@ def table(configurations: Mapping[str, Configuration], seconds: Mapping[str, flo
     rows = Rows(HERE / "accuracy.json")
     lines = ["| preset | what it does | time | drop |", "|---|---|---|---|"]
     for name, configuration in configurations.items():
-        drop = statistics.mean(row["top1_drop"] for row in rows.of(configuration))
-        lines.append(f"| {name} | {presets.get(name).summary} | {seconds[name] / seconds['fast']:.1f} | {drop:.2f} |")
+        drop = spread(rows.of(configuration), "top1_drop")
+        lines.append(f"| {name} | {presets.get(name).summary} | {seconds[name] / seconds['fast']:.1f} | {drop} |")
     return "\n".join(lines) + "\n"
 
 

@@ -108,8 +108,8 @@ def measure(configuration: Configuration, seed: int, data_root: str, precision: 
 
 
 def spread(rows: list[dict[str, Any]], name: str) -> str:
-    """Mean and standard deviation over the rows."""
+    """Mean and standard deviation over the rows, as far as there are any."""
     values = [row[name] for row in rows]
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
+    if len(values) < 2:
+        return "".join(f"{value:.2f}" for value in values)
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
