@@ -117,7 +117,7 @@ def plot(
     teacher = None
     for preset, configurations in lines.items():
         groups = {getattr(c, variable): group for c in configurations if (group := rows.of(c))}
-        if not groups:
+        if len(groups) < 2:
             continue
         found = [row for group in groups.values() for row in group]
         teacher = max(row["teacher_top1"] for row in found)
