@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import matplotlib
 from matplotlib import pyplot
-from rows import Configuration, Rows, publish, spread
+from rows import SAMPLES, Configuration, Rows, publish, spread
 
 from ldnq.config import KBITS, PRECISIONS, SCALES
 
@@ -47,12 +47,13 @@ CONFIGURATIONS = [
         for scale in SCALES
         for kbits in (3, 5, 9)
     ),
+    # Those of 500 images are there already.
+    *(c for line in BY_SIZE.values() for c in line if c.calibration_samples != SAMPLES),
+    *(
+        Configuration("resnet20", "cifar10", kbits, "layer", "balanced", calibration_samples=0, synthesized_samples=512)
+        for kbits in (3, 5)
+    ),
 ]
-WITHOUT_DATA = [
-    Configuration("resnet20", "cifar10", kbits, "layer", "balanced", calibration_samples=0, synthesized_samples=512)
-    for kbits in (3, 5)
-]
-CONFIGURATIONS = list(dict.fromkeys([*CONFIGURATIONS, *(c for line in BY_SIZE.values() for c in line), *WITHOUT_DATA]))
 
 
 @click.command()
@@ -113,21 +114,19 @@ def plot(
     rows: Rows, lines: Mapping[str, list[Configuration]], variable: str, label: str, what: str, path: Path
 ) -> None:
     """Top-1 of resnet20 against `variable`, a line for each preset and a dot for each seed."""
+    drawn = {preset: [group for c in line if (group := rows.of(c))] for preset, line in lines.items()}
+    drawn = {preset: groups for preset, groups in drawn.items() if len(groups) > 1}
+    if not drawn:
+        return
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
-    teacher = None
-    for preset, configurations in lines.items():
-        groups = {getattr(c, variable): group for c in configurations if (group := rows.of(c))}
-        if len(groups) < 2:
-            continue
-        found = [row for group in groups.values() for row in group]
-        teacher = max(row["teacher_top1"] for row in found)
-        means = [statistics.mean(row["quantized_top1"] for row in group) for group in groups.values()]
-        (line,) = axes.plot(list(groups), means, label=preset)
+    for preset, groups in drawn.items():
+        means = [statistics.mean(row["quantized_top1"] for row in group) for group in groups]
+        (line,) = axes.plot([group[0][variable] for group in groups], means, label=preset)
+        found = [row for group in groups for row in group]
         axes.scatter(
             [row[variable] for row in found], [row["quantized_top1"] for row in found], s=10, color=line.get_color()
         )
-    if teacher is None:
-        return
+    teacher = max(row["teacher_top1"] for groups in drawn.values() for group in groups for row in group)
     axes.axhline(teacher, color="0.4", linestyle="--", label="float network")
     if variable == "calibration_samples":
         axes.set_xscale("log")

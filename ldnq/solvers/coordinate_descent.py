@@ -80,8 +80,6 @@ class Block:
     """The codes of some of the `inputs`, while those of all others and the `scale` stand."""
 
     def __init__(self, problem: LayerProblem, scale: Tensor, inputs: slice) -> None:
-        levels = torch.tensor(problem.codebook.levels, dtype=scale.dtype, device=scale.device)
-        self.levels, self.middles = levels, (levels[1:] + levels[:-1]) / 2
         self.problem, self.scale = problem, scale
         self.H = problem.gram[:, inputs, inputs]
         S = problem.sensitivity
@@ -95,9 +93,9 @@ class Block:
 
         `gradient` is minus half of the error's by the weights. In every step each row makes its best change.
         """
-        Q, gradient = Q.clone(), gradient.clone()
+        Q, gradient, codebook = Q.clone(), gradient.clone(), self.problem.codebook
         while True:
-            chosen = self.levels[torch.bucketize(Q + self.step * gradient, self.middles)]
+            chosen = codebook.values(codebook.nearest(Q + self.step * gradient), Q.dtype)
             change = self.scale * (chosen - Q)
             gain = change * (2 * gradient - self.curvature * change) - self.least
             best, place = gain.max(2, keepdim=True)

@@ -32,7 +32,7 @@ def test_coordinate_descent_is_in_the_table_of_solvers():
 @pytest.mark.parametrize("coupled", [False, True], ids=["rows alone", "rows coupled"])
 @pytest.mark.parametrize("block", [32, 5, 1], ids="blocks of {}".format)
 def test_no_other_level_of_any_one_code_is_better(block, coupled, kbits, shape, per_channel):
-    for seed in range(2):
+    for seed in range(3):
         problem = make_problem(shape, kbits, per_channel, seed, coupled=coupled)
         solution = CoordinateDescent(tolerance=0, block=block)(problem)
         G = weights_of(problem, solution)
