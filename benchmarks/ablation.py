@@ -14,17 +14,13 @@ from pathlib import Path
 import click
 import torch
 from rows import SAMPLES, digest, publish, spread
+from torch import nn
+from workbench import Workbench
 
-from ldnq import runtime
-from ldnq.augmentation import Augmentation
-from ldnq.calibration import CalibrationImages, draw
+from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
-from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RuntimeConfig
-from ldnq.data import load_data, resolve_dataset
-from ldnq.datasets.images import Prepared, in_memory
+from ldnq.config import DataConfig
 from ldnq.files import write_json
-from ldnq.measurement import measure
-from ldnq.network import load_network
 from ldnq.pipeline import HELD_OUT, apply_stages
 from ldnq.presets import COUPLING
 from ldnq.solvers import solvers
@@ -66,36 +62,13 @@ TECHNIQUES: dict[str, tuple[Stage, ...]] = {
 }
 
 
-class Workbench:
-    """The network, its data and the device, loaded once for all rows."""
-
-    def __init__(self, data_root: str) -> None:
-        config = DataConfig(DATASET, data_root)
-        self.family = resolve_dataset(DATASET, "", MODEL)
-        self.data = load_data(config, self.family)
-        self.network = load_network(NetworkConfig(MODEL), config, self.family, self.data.num_classes)
-        self.config = RuntimeConfig()
-        self.fabric = runtime.start(self.config)
-
-    def calibration(self, seed: int) -> CalibrationImages:
-        """The images drawn with this seed."""
-        preprocessing = self.network.preprocessing
-        drawn = draw(self.data.train, DATASET, CalibrationConfig(samples=SAMPLES, seed=seed))
-        images, _ = in_memory(Prepared(self.data.train, preprocessing, drawn.indices))
-        augmentation = Augmentation(preprocessing.image_size, self.family.flip)
-        return CalibrationImages(
-            images, preprocessing.normalize, augmentation, self.config.batch_size, self.fabric.device
-        )
-
-    def top1(self, stages: tuple[Stage, ...], images: CalibrationImages, seed: int) -> float:
-        """What is left of the accuracy after these stages."""
-        generator = torch.Generator().manual_seed(seed)
-        if len(stages) > 1:
-            images = images.set_apart(HELD_OUT, generator)
-            mixed_precision = runtime.mixes_in_training(self.fabric.device.type, self.config)
-            stages = (*stages[:-1], replace(stages[-1], mixed_precision=mixed_precision))
-        student = apply_stages(self.network.module, images, stages, generator).student
-        return measure(student, self.data, self.network.preprocessing, self.config, self.fabric, "evaluating").top1
+def quantized(bench: Workbench, stages: tuple[Stage, ...], images: CalibrationImages, seed: int) -> nn.Module:
+    """The network after these stages; those with gradient steps run in the precision that presets take."""
+    generator = torch.Generator().manual_seed(seed)
+    if len(stages) > 1:
+        images = images.set_apart(HELD_OUT, generator)
+        stages = (*stages[:-1], replace(stages[-1], mixed_precision=bench.mixed_precision))
+    return apply_stages(bench.network.module, images, stages, generator).student
 
 
 @click.command()
@@ -107,13 +80,13 @@ def main(data_root: str, seeds: int) -> None:
     weights = digest(MODEL, DATASET)
     rows = json.loads(path.read_text()) if path.exists() else []
     rows = [row for row in rows if row["weights"] == weights]
-    bench = Workbench(data_root)
+    bench = Workbench(MODEL, DataConfig(DATASET, data_root))
     for seed in SEEDS[:seeds]:
-        images = bench.calibration(seed)
+        images = bench.calibration(SAMPLES, seed)
         for name, stages in TECHNIQUES.items():
             if any((row["technique"], row["seed"]) == (name, seed) for row in rows):
                 continue
-            top1 = bench.top1(stages, images, seed)
+            top1 = bench.top1(quantized(bench, stages, images, seed))
             rows.append({"weights": weights, "technique": name, "seed": seed, "top1": top1})
             click.echo(f"{name}, seed {seed}: {top1:.2f}")
             write_json(path, rows)

@@ -17,15 +17,12 @@ import click
 import torch
 from rows import SAMPLES, publish
 from torch import Tensor
+from workbench import Workbench
 
-from ldnq.calibration import draw
 from ldnq.codebook import Codebook
-from ldnq.config import SCALES, CalibrationConfig, DataConfig, NetworkConfig
-from ldnq.data import load_data, resolve_dataset
-from ldnq.datasets.images import Prepared, in_memory
+from ldnq.config import SCALES, DataConfig
 from ldnq.graph import find_layers
 from ldnq.moments import gather_moments
-from ldnq.network import load_network
 from ldnq.problem import LayerProblem, Solver
 from ldnq.solvers import solvers
 from ldnq.solvers.admm import Admm
@@ -65,16 +62,13 @@ def main(roots: tuple[str, ...]) -> None:
 @torch.no_grad()
 def layer_problems(model: str, config: DataConfig) -> Iterator[LayerProblem]:
     """The problem of every layer of a float network."""
-    family = resolve_dataset(config.dataset, "", model)
-    data = load_data(config, family)
-    network = load_network(NetworkConfig(model), config, family, data.num_classes)
-    drawn = draw(data.train, family.name, CalibrationConfig(samples=SAMPLES))
-    images, _ = in_memory(Prepared(data.train, network.preprocessing, drawn.indices))
-    batches = [network.preprocessing.normalize(batch) for batch in images.split(100)]
-    wiring = Wiring(network.module)
+    bench = Workbench(model, config)
+    network = bench.network.module
+    batches = list(bench.calibration(SAMPLES, seed=0).batches())
+    wiring = Wiring(network)
     walks = [Walk(wiring, batch) for batch in batches]
-    for layer in find_layers(network.module, batches[0][:2])[0]:
-        module = network.module.get_submodule(layer.name)
+    for layer in find_layers(network, batches[0][:2])[0]:
+        module = network.get_submodule(layer.name)
         calls = (call for walk in walks for call in zip(walk.inputs(layer), walk.outputs(layer)))
         gram = gather_moments(layer, module, module, calls).gram
         yield LayerProblem(layer.to_matrix(module.weight.double()), gram, CODEBOOK)
