@@ -47,6 +47,12 @@ CONFIGURATIONS = [
         for scale in SCALES
         for kbits in (3, 5, 9)
     ),
+    *(
+        Configuration("mobilenet_v2", "cifar10", kbits, scale, preset)
+        for preset in ("paper", "fast", "balanced")
+        for scale in SCALES
+        for kbits in (5, 7)
+    ),
     # Those of 500 images are there already.
     *(c for line in BY_SIZE.values() for c in line if c.calibration_samples != SAMPLES),
     *(

@@ -92,6 +92,9 @@ def decide_preprocessing(
     if data.image_size and data.image_size != chosen.image_size:
         factor = (chosen.resize or chosen.image_size) / chosen.image_size
         chosen = replace(chosen, image_size=data.image_size, resize=round(data.image_size * factor))
+        if data.image_size == dataset.image_size:
+            # Nothing to crop: every image is what the network takes.
+            chosen = replace(chosen, resize=None)
     return replace(chosen, mean=data.mean or chosen.mean, std=data.std or chosen.std)
 
 

@@ -251,6 +251,10 @@ def test_another_image_size_keeps_the_proportion_of_the_crop():
     assert decide("resnet20", CIFAR10, image_size=64).resize in (None, 64)
 
 
+def test_images_of_the_size_that_is_asked_for_are_not_cropped():
+    assert decide("resnet18", CIFAR10, image_size=32).resize is None
+
+
 def test_the_card_in_a_file_decides_the_preprocessing(elsewhere):
     checkpoints.write(elsewhere / "mine.safetensors", resnet20().state_dict(), CARD)
     network = load(NetworkConfig("resnet20", checkpoint="mine.safetensors"))
