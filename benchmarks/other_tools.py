@@ -76,8 +76,9 @@ METHODS: dict[str, Method] = {
 @click.option("--checkpoint", help="Other weights than those that ship.")
 @click.option("--mean", type=Triple())
 @click.option("--std", type=Triple())
+@click.option("--method", default="", help="Run the rows of methods whose names begin so.")
 @click.option("--seeds", type=click.IntRange(1, len(SEEDS)), default=len(SEEDS), help="The first so many.")
-def main(model: str, data_root: str, checkpoint: str | None, mean, std, seeds: int) -> None:
+def main(model: str, data_root: str, checkpoint: str | None, mean, std, method: str, seeds: int) -> None:
     """Complete the rows and write the table."""
     path = HERE / "other_tools.json"
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -86,13 +87,13 @@ def main(model: str, data_root: str, checkpoint: str | None, mean, std, seeds: i
     teacher = bench.top1(bench.network.module)
     for seed in SEEDS[:seeds]:
         images = bench.calibration(SAMPLES, seed)
-        for name, method in METHODS.items():
+        for name in (name for name in METHODS if name.startswith(method)):
             key = {"model": model, "weights": weights, "method": name, "seed": seed}
             if any(key.items() <= row.items() for row in rows):
                 continue
             torch.manual_seed(seed)
             started = time.perf_counter()
-            quantized = method(bench, images, seed)
+            quantized = METHODS[name](bench, images, seed)
             seconds = time.perf_counter() - started
             top1 = bench.top1(quantized)
             click.echo(f"{name}, seed {seed}: {teacher:.2f} to {top1:.2f} in {seconds:.0f} s")
