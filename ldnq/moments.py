@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ldnq.graph import Layer
 from ldnq.products import Strips
 
-# Entries of an unfolded input held at once: 256 MiB in float32.
-MAX_ENTRIES = 1 << 26
+# Entries of an unfolded input held at once: 16 MiB in float32, which a cache can hold.
+MAX_ENTRIES = 1 << 22
 # Of a sum of products in float32.
 PRECISION = 1e-6
 

@@ -54,18 +54,18 @@ class Strips:
 
     def cross(self) -> Tensor:
         """Y Xᵀ (groups, out/groups, d)."""
-        return self._with_inputs(self.outputs)
+        outputs = self.outputs.flatten(2)
+        return self._in_order(torch.stack([outputs @ rows.flatten(2).mT for rows in self._windows(self.inputs)], 2))
 
     def total(self) -> Tensor:
         """The sum of X over positions, (groups, d, 1)."""
-        return self._with_inputs(torch.ones_like(self.outputs[:, :1])).mT
+        sums = [rows.sum(2) for rows in self._windows(self.inputs.sum(3))]
+        return self._in_order(torch.stack(sums, 1)).unsqueeze(2)
 
-    def _with_inputs(self, rows: Tensor) -> Tensor:
-        """Products of `rows` (groups, n, rows of the output, length) with X, (groups, n, d)."""
-        reach = rows.shape[2]
+    def _windows(self, rows: Tensor) -> list[Tensor]:
+        """Of input `rows` (groups, c·kw, rows of the input, …) those that each row of the window meets."""
         tops = range(0, self.window[0] * self.pitch, self.pitch)
-        met = [rows.flatten(2) @ self.inputs[:, :, top : top + reach].flatten(2).mT for top in tops]
-        return self._in_order(torch.stack(met, 2))
+        return [rows[:, :, top : top + self.outputs.shape[2]] for top in tops]
 
     def _product(self, start: int, stop: int, shift: int) -> Tensor:
         """Of the input rows from `start` to `stop` with those `shift` below them, (groups, c·kw, c·kw)."""

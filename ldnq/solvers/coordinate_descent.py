@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ldnq.problem import Fit, LayerProblem, LayerSolution, Solver
-from ldnq.solvers.admm import Admm
 from ldnq.solvers.error_feedback import ErrorFeedback
 from ldnq.solvers.registry import solvers
 
@@ -28,9 +27,9 @@ class CoordinateDescent:
     a code at once: a change must lower the error beside all the others, or only the best is made.
     """
 
-    starts: tuple[Solver, ...] = (ErrorFeedback(), Admm())
+    starts: tuple[Solver, ...] = (ErrorFeedback(),)
     max_sweeps: int = 30
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     block: int = 32
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:

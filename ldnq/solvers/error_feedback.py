@@ -10,6 +10,8 @@ from ldnq.solvers.registry import solvers
 
 # Numbers rounded at once: 512 MiB in float64.
 MAX_ENTRIES = 1 << 26
+# So many are rounded in no time.
+CHEAP = 1 << 18
 
 
 @solvers.register("error-feedback")
@@ -20,8 +22,8 @@ class ErrorFeedback:
 
     The scale is the best by reconstruction error of `scales` multiples, from `low` to `high`, of the one that fits the
     weights alone. With that scale the `beam` best partial roundings of every row are followed instead of one, the
-    K-best search of lattice decoders. λ is `damping` times the mean of H's diagonal. Rows are taken one by
-    one, whatever the problem's sensitivity.
+    K-best search of lattice decoders. Of few weights more are followed, up to `widest`, and with every scale. λ is
+    `damping` times the mean of H's diagonal. Rows are taken one by one, whatever the problem's sensitivity.
     """
 
     damping: float = 0.01
@@ -29,6 +31,7 @@ class ErrorFeedback:
     low: float = 0.6
     high: float = 2.2
     beam: int = 16
+    widest: int = 128
     block: int = 64
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
@@ -46,16 +49,21 @@ class ErrorFeedback:
             for levels, scale in zip(rounded.chunk(len(scales), 1), scales):
                 yield problem.fit(torch.empty_like(W).scatter_(2, columns, levels), scale)
 
-        best = None
+        best, several = None, self._width(1, W.numel() * self.scales)
         for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // W.numel())):
-            for fit in fits([fitted * float(factor) for factor in factors], beam=1):
+            for fit in fits([fitted * float(factor) for factor in factors], several):
                 best = best.or_better(fit) if best else fit
         errors = [float(best.error.sum())]
         if self.beam > 1:
-            (fit,) = fits([best.scale], self.beam)
+            (fit,) = fits([best.scale], self._width(self.beam, W.numel()))
             best = best.or_better(fit)
             errors.append(float(best.error.sum()))
         return LayerSolution(codebook.nearest(best.levels), best.scale, tuple(errors))
+
+    def _width(self, least: int, weights: int) -> int:
+        """How many partial roundings of every row to follow: `least`, or as many as so few `weights` allow; one where
+        the beam is one."""
+        return max(least, min(self.widest, CHEAP // weights)) if self.beam > 1 else 1
 
     def _factor(self, H: Tensor, order: Tensor) -> Tensor:
         """U, upper triangular, with `UᵀU = (H+λI)⁻¹`, rows and columns in `order`."""

@@ -43,7 +43,7 @@ class Layerwise:
     least-squares optimum (damped by `damping`), and batch norm or bias take up what is left of offset and gain. The
     moments are then those of the images and of `views` random views of each. Errors of two outputs that the network
     feels together make up for each other: `coupling` is the share of their joint sensitivity that the solver is told of
-    (YAQA, arXiv 2505.22988), found by `draws` gradients of every view.
+    (YAQA, arXiv 2505.22988), found by `draws` gradients of every image.
     """
 
     solver: Solver
@@ -57,7 +57,7 @@ class Layerwise:
     damping: float = 0.01
     views: int = 0
     coupling: float = 0.0
-    draws: int = 4
+    draws: int = 2
 
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
@@ -128,7 +128,7 @@ class Layerwise:
         """What the solver is told of how the network feels errors of the layers' outputs, by the layers' names."""
         if not self.coupling:
             return {}
-        found = sensitivities(state.teacher, layers, calibration.views(self.views, generator), self.draws, generator)
+        found = sensitivities(state.teacher, layers, calibration.batches(), self.draws, generator)
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
 
     def _damped(self, sensitivity: Tensor) -> Tensor:

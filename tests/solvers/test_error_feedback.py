@@ -47,7 +47,7 @@ def test_one_path_rounds_as_optimal_brain_quantization_does(kbits, shape, per_ch
 def test_a_beam_that_drops_nothing_finds_the_best_codes_for_its_scale(shape):
     for seed in range(10):
         problem = make_problem(shape, per_channel=True, seed=seed)
-        solution = ErrorFeedback(beam=3**4, damping=1e-9, **PLAIN)(problem)
+        solution = ErrorFeedback(beam=3**4, widest=1, damping=1e-9, **PLAIN)(problem)
         scale = ErrorFeedback(beam=1, damping=1e-9, **PLAIN)(problem).scale
         for group, row in np.ndindex(*shape[:2]):
             w, H, alpha = problem.target[group, row], problem.gram[group], scale[group, row]
@@ -116,3 +116,18 @@ def test_a_layer_without_input_is_rounded_to_nearest():
     solution, nearest = ErrorFeedback(**PLAIN)(problem), Nearest()(problem)
     assert torch.equal(solution.codes, nearest.codes)
     assert torch.equal(solution.scale, nearest.scale)
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
+def test_of_few_weights_the_codes_and_the_scale_are_nearly_the_best_of_all(per_channel):
+    ratios = []
+    for seed in range(10):
+        problem = make_problem((1, 1, 8), per_channel=per_channel, seed=seed, change=correlate)
+        w, H = problem.target[0, 0], problem.gram[0]
+        Q = torch.tensor(list(itertools.product(problem.codebook.levels, repeat=8)), dtype=torch.float64)
+        overlap, norm = Q @ H @ w, (Q @ H * Q).sum(1)
+        gains = torch.where((overlap > 0) & (norm > 0), overlap.square() / norm, 0.0)
+        ratios.append(ErrorFeedback()(problem).errors[-1] / float(w @ H @ w - gains.max()))
+    assert min(ratios) > 1 - 1e-9
+    # Measured: 1.000 at most; 1.8 with a beam of 16 for one scale.
+    assert max(ratios) < 1.02
