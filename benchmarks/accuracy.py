@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import matplotlib
@@ -67,17 +68,20 @@ CONFIGURATIONS = [
 @click.option("--model", help="Run the rows of this network alone.")
 @click.option("--preset", type=click.Choice(PRESETS), help="Run the rows of this preset alone.")
 @click.option("--scale", type=click.Choice(SCALES), help="Run the rows with this sharing of scales alone.")
+@click.option("--kbits", type=click.Choice(KBITS), help="Run the rows with so many levels alone.")
+@click.option("--samples", "calibration_samples", type=int, help="Run the rows with so many calibration images alone.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True, help="Of the runs.")
 @click.option("--seeds", type=click.IntRange(0, len(SEEDS)), default=len(SEEDS), help="Run the first so many; 0: none.")
-def main(
-    roots: tuple[str, ...], model: str | None, preset: str | None, scale: str | None, precision: str, seeds: int
-) -> None:
+def main(roots: tuple[str, ...], precision: str, seeds: int, **chosen: Any) -> None:
     """Complete the rows, then write the tables and the plot."""
     if not all("=" in root for root in roots):
         raise click.UsageError(f"expected --data-root DATASET=DIR, got {' '.join(roots)}")
     rows = Rows(HERE / "accuracy.json")
-    wanted = [c for c in CONFIGURATIONS if model in (None, c.model) and preset in (None, c.preset)]
-    wanted = [c for c in wanted if scale in (None, c.scale)]
+    wanted = [
+        configuration
+        for configuration in CONFIGURATIONS
+        if all(value in (None, getattr(configuration, name)) for name, value in chosen.items())
+    ]
     rows.complete(wanted, SEEDS[:seeds], dict(root.split("=", 1) for root in roots), precision)
     publish("accuracy.md", table(rows))
     matplotlib.rcParams["svg.hashsalt"] = "ldnq"
