@@ -100,7 +100,8 @@ def table(rows: Rows) -> str:
         found = [row for group in groups.values() for row in group]
         if not found:
             continue
-        printed = PUBLISHED.get(tested.model, "") if tested.kbits == 3 and tested.scale == "layer" else ""
+        as_published = tested.kbits == 3 and tested.scale == "layer" and tested.calibration_samples == SAMPLES
+        printed = PUBLISHED.get(tested.model, "") if as_published else ""
         lines.append(
             f"| {tested.model} | {DATA_NAMES[tested.dataset]} | {_images(tested)} | {tested.kbits} "
             f"| {tested.scale} | {max(row['teacher_top1'] for row in found):.2f} | {printed} "
