@@ -118,11 +118,10 @@ def test_a_layer_without_input_is_rounded_to_nearest():
     assert torch.equal(solution.scale, nearest.scale)
 
 
-@pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
-def test_of_few_weights_the_codes_and_the_scale_are_nearly_the_best_of_all(per_channel):
+def test_of_few_weights_the_codes_and_the_scale_are_nearly_the_best_of_all():
     ratios = []
     for seed in range(10):
-        problem = make_problem((1, 1, 8), per_channel=per_channel, seed=seed, change=correlate)
+        problem = make_problem((1, 1, 8), per_channel=True, seed=seed, change=correlate)
         w, H = problem.target[0, 0], problem.gram[0]
         Q = torch.tensor(list(itertools.product(problem.codebook.levels, repeat=8)), dtype=torch.float64)
         overlap, norm = Q @ H @ w, (Q @ H * Q).sum(1)
