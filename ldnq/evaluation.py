@@ -55,8 +55,10 @@ def evaluate(
     training, samples = module.training, 0
     module.eval()
     for images, labels in batches:
+        # The layout in which convolutions are fastest, whatever that of the weights.
+        inputs = preprocessing.normalize(images.to(fabric.device)).contiguous(memory_format=torch.channels_last)
         with fabric.autocast():
-            logits = graph.forward(module, preprocessing.normalize(images.to(fabric.device))).float()
+            logits = graph.forward(module, inputs).float()
         logits = _select(logits, num_classes, class_subset)
         for metric in metrics:
             metric.update(logits, labels.to(fabric.device))

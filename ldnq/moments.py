@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldnq.graph import Layer
 from ldnq.products import Strips
 
-# Entries of an unfolded input held at once: 16 MiB in float32, which a cache can hold.
+# Entries of an unfolded input held at once, 16 MiB in float32, which a cache can hold: unless a Gram matrix has more.
 MAX_ENTRIES = 1 << 22
 # Of a sum of products in float32.
 PRECISION = 1e-6
@@ -103,7 +103,9 @@ def gather_moments(
 def _slices(layer: nn.Module, teacher_layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Iterable[Strips]:
     """The student's inputs and the teacher's outputs, a few samples at a time."""
     positions = outputs[0].numel() // layer.weight.shape[0]
-    columns = layer.weight[0].numel() * getattr(layer, "groups", 1)
-    step = max(1, MAX_ENTRIES // (columns * positions))
+    d = layer.weight[0].numel()
+    columns = d * getattr(layer, "groups", 1)
+    # Products of fewer positions than a Gram matrix has rows would take longer to add up than to multiply.
+    step = max(1, MAX_ENTRIES // (columns * positions), d // positions)
     for x, y in zip(inputs.split(step), outputs.split(step)):
         yield Strips.of(layer, teacher_layer, x, y)

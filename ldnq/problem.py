@@ -1,6 +1,7 @@
 """What a solver is given and what it gives back: matrices only."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -30,6 +31,11 @@ class LayerProblem:
         """The same with S = I."""
         return replace(self, sensitivity=None)
 
+    @cached_property
+    def pushed_target(self) -> Tensor:
+        """`S W H` (groups, rows, d)."""
+        return self.push(self.target) @ self.gram
+
     def push(self, weights: Tensor) -> Tensor:
         """`S · weights` (groups, rows, d)."""
         return weights if self.sensitivity is None else self.sensitivity @ weights
@@ -43,25 +49,24 @@ class LayerProblem:
         """`levels` Q (groups, rows, d) with the scale of least error, or with `scale` where Q does not point along W at
         all: `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H and S, or all rows' scales together where S couples them."""
         coupled = self.sensitivity is not None
+        moved = levels @ self.gram
         if coupled and self.per_channel:
-            scale = self._coupled_scales(levels, scale)
+            scale = self._coupled_scales(levels, moved, scale)
         else:
             axes = (2,) if self.per_channel else (0, 1, 2)
-            pushed = self.push(levels) @ self.gram
-            overlap = (pushed * self.target).sum(axes, keepdim=True)
-            norm = (pushed * levels).sum(axes, keepdim=True)
+            overlap = (levels * self.pushed_target).sum(axes, keepdim=True)
+            norm = (levels * self.push(moved)).sum(axes, keepdim=True)
             scale = torch.where((overlap > 0) & (norm > 0), overlap / norm, scale)
-        difference = self.target - scale * levels
+        gradient = self.pushed_target - self.push(scale * moved)
         # Whatever has a scale of its own has an error of its own, unless rows share theirs.
         axes = (2,) if self.per_channel and not coupled else (0, 1, 2)
-        return Fit(levels, scale, (self.push(difference) @ self.gram * difference).sum(axes, keepdim=True))
+        return Fit(levels, scale, (gradient * (self.target - scale * levels)).sum(axes, keepdim=True))
 
-    def _coupled_scales(self, levels: Tensor, scale: Tensor) -> Tensor:
-        """The α (groups, rows, 1) of least error, `(S ∘ Q H Qᵀ) α = (S ∘ Q H Wᵀ) 1`; a row whose α would not be
-        positive keeps its `scale`."""
-        moved = levels @ self.gram
+    def _coupled_scales(self, levels: Tensor, moved: Tensor, scale: Tensor) -> Tensor:
+        """The α (groups, rows, 1) of least error, `(S ∘ Q H Qᵀ) α = (S ∘ Q H Wᵀ) 1`, with `moved` Q H; a row whose α
+        would not be positive keeps its `scale`."""
         system = self.sensitivity * (moved @ levels.mT)
-        wanted = (self.sensitivity * (moved @ self.target.mT)).sum(2, keepdim=True)
+        wanted = (levels * self.pushed_target).sum(2, keepdim=True)
         diagonal = system.diagonal(dim1=-2, dim2=-1)
         # A row of zeros has no scale: an equation of its own keeps the system solvable.
         ridge = torch.where(diagonal > 0, 1e-9 * diagonal, 1.0)

@@ -39,15 +39,15 @@ class ErrorFeedback:
         W, H, codebook = problem.target, problem.gram, problem.codebook
         order = H.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
         columns = order[:, None].expand_as(W)
-        ordered, U = W.gather(2, columns), self._factor(H, order)
-        choices = torch.tensor(codebook.levels, dtype=W.dtype, device=W.device)
+        ordered, U = W.gather(2, columns), self._factor(H, order).float()
+        choices = torch.tensor(codebook.levels, device=W.device)
         _, fitted = project(W, codebook, problem.per_channel)
 
         def fits(scales: list[Tensor], beam: int):
             # All scales in one pass, as if each were a layer of its own.
-            rounded = self._round(torch.cat([ordered / scale for scale in scales], 1), U, choices, beam)
+            rounded = self._round(torch.cat([(ordered / scale).float() for scale in scales], 1), U, choices, beam)
             for levels, scale in zip(rounded.chunk(len(scales), 1), scales):
-                yield problem.fit(torch.empty_like(W).scatter_(2, columns, levels), scale)
+                yield problem.fit(torch.empty_like(W).scatter_(2, columns, levels.to(W)), scale)
 
         best, several = None, self._width(1, W.numel() * self.scales)
         for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // W.numel())):
@@ -77,7 +77,7 @@ class ErrorFeedback:
     def _round(self, W: Tensor, U: Tensor, choices: Tensor, beam: int) -> Tensor:
         """Levels (groups, rows, d), of the values in `choices`, for weights `W` in units of the scale."""
         # The third axis holds the partial roundings of a row.
-        V = W.unsqueeze(2)
+        V = W.unsqueeze(2).clone()
         Q = torch.zeros_like(V)
         cost = torch.zeros_like(V[..., 0])
         for start in range(0, W.shape[2], self.block):
@@ -103,7 +103,7 @@ def _round_block(
         total = cost[..., None] + ((V[..., :1] - choices) / pivot).square()
         cost, chosen = total.flatten(2).topk(min(beam, total[0, 0].numel()), largest=False)
         source, levels = chosen // len(choices), choices[chosen % len(choices)]
-        V = V if V.shape[2] == beam == 1 else _take(V, source)
+        V = _take(V, source)
         errors = (V[..., 0] - levels) / pivot[..., 0]
         V = V[..., 1:] - errors[..., None] * U[:, None, None, j, j + 1 :]
         columns.append((levels, errors, source))
@@ -124,4 +124,8 @@ def _trace_back(columns: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, T
 
 def _take(values: Tensor, kept: Tensor) -> Tensor:
     """Of `values` (groups, rows, n, columns) those along the third axis that `kept` (groups, rows, m) names."""
-    return values.gather(2, kept[..., None].expand(*kept.shape, values.shape[3]))
+    if values.shape[2] == kept.shape[2] == 1:
+        return values
+    # Whole rows of a table are copied many times faster than single entries are gathered.
+    first = values.shape[2] * torch.arange(kept[..., 0].numel(), device=kept.device)
+    return values.reshape(-1, values.shape[3])[first.view(*kept.shape[:2], 1) + kept]
