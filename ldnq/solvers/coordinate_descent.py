@@ -79,7 +79,8 @@ class Block:
     """The codes of some of the `inputs`, while those of all others and the `scale` stand."""
 
     def __init__(self, problem: LayerProblem, scale: Tensor, inputs: slice) -> None:
-        self.problem, self.scale = problem, scale
+        self.problem = problem
+        self.scale = scale.expand(*problem.target.shape[:2], 1)
         self.H = problem.gram[:, inputs, inputs]
         S = problem.sensitivity
         curvature = self.H.diagonal(dim1=-2, dim2=-1)[:, None]
@@ -92,28 +93,33 @@ class Block:
 
         `gradient` is minus half of the error's by the weights. In every step each row makes its best change.
         """
-        Q, gradient, codebook = Q.clone(), gradient.clone(), self.problem.codebook
+        Q, gradient = Q.clone(), gradient.clone()
+        codebook, S = self.problem.codebook, self.problem.sensitivity
         while True:
             chosen = codebook.values(codebook.nearest(Q + self.step * gradient), Q.dtype)
             change = self.scale * (chosen - Q)
             gain = change * (2 * gradient - self.curvature * change) - self.least
             best, place = gain.max(2, keepdim=True)
-            if not bool((best > 0).any()):
+            rows = (best > 0).any(0).flatten().nonzero().flatten()
+            if not len(rows):
                 return Q
-            change = torch.where(best > 0, change.gather(2, place), 0.0)
+            change = torch.where(best > 0, change.gather(2, place), 0.0)[:, rows]
+            place = place[:, rows]
             moved = self.H.gather(1, place.expand(*place.shape[:2], self.H.shape[2]))
-            if self.problem.sensitivity is not None:
-                met = moved.gather(2, place.mT.expand(*place.shape[:2], place.shape[1]))
-                change = self._agree(change, gradient.gather(2, place), met)
-            Q.scatter_add_(2, place, change / self.scale)
-            gradient -= self.problem.push(change * moved)
+            if S is None:
+                gradient[:, rows] -= change * moved
+            else:
+                coupling = S[:, rows[:, None], rows] * moved.gather(2, place.mT.expand(-1, len(rows), -1))
+                change = self._agree(change, gradient[:, rows].gather(2, place), coupling)
+                gradient -= S[:, :, rows] @ (change * moved)
+            Q[:, rows] = Q[:, rows].scatter_add(2, place, change / self.scale[:, rows])
 
-    def _agree(self, change: Tensor, gradient: Tensor, moments: Tensor) -> Tensor:
+    @staticmethod
+    def _agree(change: Tensor, gradient: Tensor, coupling: Tensor) -> Tensor:
         """Of the changes (groups, rows, 1) that each lower the error those that do so together, or the best single one.
 
-        `moments` (groups, rows, rows) are those of the inputs whose codes the rows change.
+        `coupling` (groups, rows, rows) is what the changes of two rows cost together.
         """
-        coupling = self.problem.sensitivity * moments
         own = coupling.diagonal(dim1=-2, dim2=-1).unsqueeze(2)
         alone = change * (2 * gradient - own * change)
         among_all = alone - 2 * change * (coupling @ change - own * change)
