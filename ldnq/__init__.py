@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ldnq.formats.h5 import load as load
+    from ldnq.formats import load as load
     from ldnq.formats.h5 import save as save
     from ldnq.pipeline import quantize as quantize
 
 __version__ = "0.1.0"
 __all__ = ["load", "quantize", "save"]
 
-_HOMES = {"load": "ldnq.formats.h5", "quantize": "ldnq.pipeline", "save": "ldnq.formats.h5"}
+_HOMES = {"load": "ldnq.formats", "quantize": "ldnq.pipeline", "save": "ldnq.formats.h5"}
 
 
 def __getattr__(name: str):

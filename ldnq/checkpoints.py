@@ -43,13 +43,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
     """Write a safetensors file with the model `card` in its header."""
+    write_safetensors(path, tensors, {"ldnq": json.dumps(card)})
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; tensors may have any layout and share memory."""
     with replacing(path) as temporary:
         # save_file would make a file that only its owner may read.
-        data = safetensors.torch.save(
-            {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()},
-            {"ldnq": json.dumps(card)},
-        )
-        temporary.write_bytes(data)
+        copies = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        temporary.write_bytes(safetensors.torch.save(copies, dict(metadata)))
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import nn
 
-from ldnq import runtime
+from ldnq import formats, runtime
 from ldnq.config import RunConfig, RuntimeConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, loader
 from ldnq.errors import DataError
 from ldnq.evaluation import Accuracy, evaluate
-from ldnq.formats import h5
 from ldnq.network import build, decide_preprocessing, find_family, load_network
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import track
@@ -29,11 +28,12 @@ def evaluate_network(config: RunConfig) -> dict[str, Any]:
 
 def evaluate_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
     """Accuracy of the quantized network in `path` on its own dataset, or on the one `config` names."""
-    contents = h5.read(path)
+    contents = formats.read(path)
     dataset = resolve_dataset(config.data.dataset, contents.provenance.get("dataset", ""), str(path))
     data = load_data(config.data, dataset, training=False)
     factory = config.network.model
-    model = h5.load(path, build(factory, config.network.model_args or contents.model_args) if factory else None)
+    module = build(factory, config.network.model_args or contents.model_args) if factory else None
+    model = contents.assemble(path, module)
     card = {"preprocessing": contents.preprocessing.to_dict()} if contents.preprocessing else {}
     preprocessing = decide_preprocessing(find_family(factory or contents.model), config.data, dataset, card)
     return _report(model.module, preprocessing, data, config.runtime)

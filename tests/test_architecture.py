@@ -12,7 +12,7 @@ PACKAGE = Path(ldnq.__file__).parent
 # From the ground up: a room may import from rows before its own, and from its own row only where that says so.
 ROWS = [
     ["errors"],
-    ["config", "registry", "files", "progress"],
+    ["config", "registry", "files", "progress", "extras"],
     ["codebook", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
     ["walk", "curvature", "products"],
     ["problem", "moments", "joints", "quantized", "datasets", "models"],

@@ -17,9 +17,9 @@ def inspect_command(file: Path, as_json: bool) -> None:
     \b
     ldnq inspect results/RUN/model.h5
     """
-    from ldnq.formats import h5
+    from ldnq import formats
 
-    model_file = h5.read(file)
+    model_file = formats.read(file)
     rows = [_row(name, weight) for name, weight in model_file.weights.items()]
     summary = {
         "network": model_file.model or "the caller's own",

@@ -1,1 +1,32 @@
-"""File formats of quantized networks: one file each."""
+"""Files of quantized networks."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ldnq.formats import h5, onnx, safetensors
+from ldnq.formats import torch as torch
+from ldnq.formats.contents import Contents
+from ldnq.formats.registry import Format as Format
+from ldnq.formats.registry import formats as formats
+from ldnq.quantized import QuantizedModel
+
+READERS = {".safetensors": safetensors.read, ".onnx": onnx.read}
+
+
+def read(path: str | Path) -> Contents:
+    """Take a checkpoint apart that ldnq wrote, of the kind that its suffix says, else HDF5; nothing in it is executed.
+
+    Raises `CheckpointError` where the file is not such a checkpoint or is damaged.
+    """
+    path = Path(path)
+    return READERS.get(path.suffix, h5.read)(path)
+
+
+def load(path: str | Path, module: nn.Module | None = None) -> QuantizedModel:
+    """The network in a checkpoint that ldnq wrote, whose logits are bit for bit those of the saved one.
+
+    `module` is a network to fill, needed where the file's network is not one that ldnq builds by name. Raises
+    `CheckpointError` where the file does not fit it or cannot be read.
+    """
+    return read(path).assemble(path, module)

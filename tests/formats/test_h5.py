@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import ldnq
+from ldnq import load
 from ldnq.codebook import Codebook
 from ldnq.errors import CheckpointError, LdnqError
 from ldnq.formats import h5
@@ -124,7 +124,7 @@ def _write_block_and_checksum(path, name, block):
 
 
 def test_codes_scales_and_codebooks_come_back_bit_for_bit(model, saved):
-    _assert_same_weights(h5.load(saved, SmallNet()).weights, model.weights)
+    _assert_same_weights(load(saved, SmallNet()).weights, model.weights)
 
 
 def test_everything_else_comes_back_bit_for_bit(model, saved):
@@ -142,7 +142,7 @@ def test_negative_zero_and_numbers_that_are_none_come_back(tmp_path):
     module = nn.BatchNorm1d(4)
     module.running_mean = torch.tensor([-0.0, torch.nan, torch.inf, 1e-45])
     h5.save(QuantizedModel(module, {}), tmp_path / "model.h5")
-    _assert_same_bits(h5.load(tmp_path / "model.h5", nn.BatchNorm1d(4)).module.running_mean, module.running_mean)
+    _assert_same_bits(load(tmp_path / "model.h5", nn.BatchNorm1d(4)).module.running_mean, module.running_mean)
 
 
 def test_metadata_comes_back(tmp_path):
@@ -155,12 +155,12 @@ def test_metadata_comes_back(tmp_path):
         provenance={"ratio": 0.01, "stages": [{"name": "layerwise", "errors": [1 / 3]}]},
     )
     h5.save(_small_model(**fields), tmp_path / "model.h5")
-    loaded = h5.load(tmp_path / "model.h5", SmallNet())
+    loaded = load(tmp_path / "model.h5", SmallNet())
     assert {name: getattr(loaded, name) for name in fields} == fields
 
 
 def test_a_file_without_metadata_has_none(saved):
-    loaded = h5.load(saved, SmallNet())
+    loaded = load(saved, SmallNet())
     assert loaded.preprocessing is None
     assert (loaded.model, loaded.model_args, loaded.class_names, loaded.provenance) == ("", {}, (), {})
 
@@ -171,7 +171,7 @@ def test_logits_of_a_fresh_network_equal_those_of_the_saved_one_bit_for_bit(mode
     with torch.no_grad():
         expected = model.module(images)
         assert not torch.equal(copy.deepcopy(fresh).eval()(images), expected)
-        loaded = h5.load(saved, fresh)
+        loaded = load(saved, fresh)
         assert loaded.module is fresh
         _assert_same_bits(fresh(images), expected)
 
@@ -187,11 +187,11 @@ def test_a_network_with_a_name_is_built_and_filled(tmp_path):
     h5.save(model, tmp_path / "model.h5")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        _assert_same_bits(ldnq.load(tmp_path / "model.h5").module(images), module(images))
+        _assert_same_bits(load(tmp_path / "model.h5").module(images), module(images))
 
 
 def test_saving_what_was_loaded_gives_the_same_contents(model, saved, tmp_path):
-    h5.save(h5.load(saved, SmallNet()), tmp_path / "again.h5")
+    h5.save(load(saved, SmallNet()), tmp_path / "again.h5")
     assert _read_header(tmp_path / "again.h5") == _read_header(saved)
 
 
@@ -199,7 +199,7 @@ def test_a_network_without_quantized_weights_is_kept_whole(tmp_path):
     module = nn.Linear(3, 2)
     sizes = h5.save(QuantizedModel(module, {}), tmp_path / "model.h5")
     assert (sizes["codes"], sizes["scales"], sizes["tensors"]) == (0, 0, 4 * 8)
-    _assert_same_bits(h5.load(tmp_path / "model.h5", nn.Linear(3, 2)).module.weight, module.weight)
+    _assert_same_bits(load(tmp_path / "model.h5", nn.Linear(3, 2)).module.weight, module.weight)
 
 
 def test_the_sizes_add_up_to_the_file(model, tmp_path):
@@ -226,7 +226,7 @@ def test_sizes_are_those_of_the_file_in_the_levels_alone(tmp_path):
 def _load_or_refuse(path):
     """The contents, or None where the file is refused with the one error that it may raise."""
     try:
-        return h5.load(path, SmallNet())
+        return load(path, SmallNet())
     except CheckpointError:
         return None
 
@@ -260,7 +260,7 @@ def test_a_flipped_byte_in_a_block_is_refused(saved, block, place):
     damaged[start + int(place * (count - 1))] ^= 0x40
     saved.write_bytes(damaged)
     with pytest.raises(CheckpointError, match="damaged"):
-        h5.load(saved, SmallNet())
+        load(saved, SmallNet())
 
 
 def test_a_file_cut_short_is_refused(saved):
@@ -268,7 +268,7 @@ def test_a_file_cut_short_is_refused(saved):
     for length in [*range(1, 64, 7), *range(64, len(whole), 311), len(whole) - 1]:
         saved.write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
-            h5.load(saved, SmallNet())
+            load(saved, SmallNet())
 
 
 NOT_CHECKPOINTS = {
@@ -285,14 +285,14 @@ NOT_CHECKPOINTS = {
 def test_files_that_are_no_checkpoints_are_refused(content, tmp_path):
     (tmp_path / "model.h5").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.h5 is not a checkpoint of ldnq, or is damaged$"):
-        h5.load(tmp_path / "model.h5", SmallNet())
+        load(tmp_path / "model.h5", SmallNet())
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])
 def test_a_path_without_a_file_is_refused(kind, tmp_path):
     path = tmp_path if kind == "folder" else tmp_path / "model.h5"
     with pytest.raises(CheckpointError, match="no checkpoint "):
-        h5.load(path)
+        load(path)
 
 
 def _hdf5_of_something_else(file):
@@ -323,7 +323,7 @@ def test_other_hdf5_files_are_refused(fill, tmp_path):
     with h5py.File(tmp_path / "model.h5", "w") as file:
         fill(file)
     with pytest.raises(CheckpointError):
-        h5.load(tmp_path / "model.h5", SmallNet())
+        load(tmp_path / "model.h5", SmallNet())
 
 
 def _set(*keys, value):
@@ -386,7 +386,7 @@ LIES = {
 def test_headers_that_lie_are_refused(saved, change):
     _write_header(saved, change(_read_header(saved)))
     with pytest.raises(CheckpointError, match=r"model\.h5") as caught:
-        h5.load(saved, SmallNet())
+        load(saved, SmallNet())
     assert "\n" not in str(caught.value)
 
 
@@ -396,7 +396,7 @@ def test_codes_above_the_levels_are_refused_though_the_checksum_agrees(saved):
     codes[0] = 250
     _write_block_and_checksum(saved, "codes", codes)
     with pytest.raises(CheckpointError, match=r"model\.h5 is damaged: .*above 3\^5"):
-        h5.load(saved, SmallNet())
+        load(saved, SmallNet())
 
 
 @pytest.mark.parametrize("name", h5.BLOCKS)
@@ -406,7 +406,7 @@ def test_blocks_of_another_length_are_refused_though_the_checksum_agrees(saved, 
         block = file[name][:]
     _write_block_and_checksum(saved, name, np.append(block, block[:1]) if surplus > 0 else block[:-1])
     with pytest.raises(CheckpointError, match=r"model\.h5 is damaged"):
-        h5.load(saved, SmallNet())
+        load(saved, SmallNet())
 
 
 @pytest.mark.parametrize(
@@ -417,20 +417,20 @@ def test_blocks_of_another_length_are_refused_though_the_checksum_agrees(saved, 
 def test_headers_that_cannot_be_read_are_refused(saved, content):
     _write_block(saved, "header", np.frombuffer(content, np.uint8))
     with pytest.raises(CheckpointError):
-        h5.load(saved, SmallNet())
+        load(saved, SmallNet())
 
 
 def test_a_header_nested_without_end_is_refused(saved):
     _write_block(saved, "header", np.frombuffer(zlib.compress(b"[" * 1_000_000), np.uint8))
     with pytest.raises(CheckpointError):
-        h5.load(saved, SmallNet())
+        load(saved, SmallNet())
 
 
 @pytest.mark.parametrize("version", [0, 2, 99, "1", None], ids=repr)
 def test_another_format_version_is_refused_by_its_number(saved, version):
     _write_header(saved, _read_header(saved) | {"format_version": version})
     with pytest.raises(CheckpointError, match=f"has format version {version}, expected 1: use a matching ldnq$"):
-        h5.load(saved, SmallNet())
+        load(saved, SmallNet())
 
 
 # Networks
@@ -449,7 +449,7 @@ def test_a_network_that_does_not_fit_is_refused_and_left_alone(saved, other, nam
     module = other()
     before = copy.deepcopy(module.state_dict())
     with pytest.raises(CheckpointError, match=f"does not fit the network: {names}"):
-        h5.load(saved, module)
+        load(saved, module)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
@@ -457,15 +457,15 @@ def test_a_network_with_one_parameter_more_is_refused_by_its_name(saved):
     module = SmallNet()
     module.extra = nn.Parameter(torch.zeros(2))
     with pytest.raises(CheckpointError, match=r"does not fit the network: extra differ"):
-        h5.load(saved, module)
+        load(saved, module)
 
 
 @pytest.mark.parametrize("name", ["", "mynets:small", "os:getcwd"], ids=["no name", "a factory", "any function"])
 def test_a_network_of_the_callers_own_must_be_given(tmp_path, name):
     h5.save(_small_model(model=name), tmp_path / "model.h5")
     with pytest.raises(CheckpointError, match=rf"holds a network of {name or 'the caller'}: .*module=…"):
-        h5.load(tmp_path / "model.h5")
-    h5.load(tmp_path / "model.h5", SmallNet())
+        load(tmp_path / "model.h5")
+    load(tmp_path / "model.h5", SmallNet())
 
 
 @pytest.mark.parametrize(
@@ -476,7 +476,7 @@ def test_a_network_of_the_callers_own_must_be_given(tmp_path, name):
 def test_a_network_that_cannot_be_built_is_refused(tmp_path, name, arguments):
     h5.save(_small_model(model=name, model_args=arguments), tmp_path / "model.h5")
     with pytest.raises(LdnqError):
-        h5.load(tmp_path / "model.h5")
+        load(tmp_path / "model.h5")
 
 
 def test_loading_imports_no_file_that_a_checkpoint_names(tmp_path, monkeypatch):
@@ -484,8 +484,8 @@ def test_loading_imports_no_file_that_a_checkpoint_names(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     h5.save(_small_model(model="named_by_a_checkpoint:make"), tmp_path / "model.h5")
     with pytest.raises(CheckpointError):
-        h5.load(tmp_path / "model.h5")
-    h5.load(tmp_path / "model.h5", SmallNet())
+        load(tmp_path / "model.h5")
+    load(tmp_path / "model.h5", SmallNet())
 
 
 # Writing
@@ -508,7 +508,7 @@ def test_a_save_that_fails_leaves_the_old_file(saved, spoil):
 def test_a_save_replaces_the_old_file_whole(saved):
     other = _small_model()
     h5.save(other, str(saved))
-    _assert_same_weights(h5.load(str(saved), SmallNet()).weights, other.weights)
+    _assert_same_weights(load(str(saved), SmallNet()).weights, other.weights)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)], ids=["a number", "flat", "as solved"])
@@ -519,5 +519,5 @@ def test_a_scale_of_one_element_may_have_any_shape(tmp_path, shape):
     with torch.no_grad():
         module.weight.copy_(weight.dequantize())
     h5.save(QuantizedModel(module, {"weight": weight}), tmp_path / "model.h5")
-    loaded = h5.load(tmp_path / "model.h5", nn.Linear(3, 2, bias=False))
+    loaded = load(tmp_path / "model.h5", nn.Linear(3, 2, bias=False))
     _assert_same_bits(loaded.module.weight, torch.tensor([[-0.5, 0.0, 0.5], [0.5, 0.0, -0.5]]))

@@ -1,0 +1,263 @@
+"""ONNX: integer codes that `DequantizeLinear` turns into weights, in a graph that any runtime of ONNX runs.
+
+What ldnq needs to load the file again lies in its metadata: the network, the levels, and tensors that the graph has no
+use for.
+"""
+
+import base64
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldnq.codebook import Codebook
+from ldnq.errors import CheckpointError, NetworkError, UsageError
+from ldnq.extras import require
+from ldnq.files import replacing
+from ldnq.formats.contents import DTYPES, Contents, check_version, describe, digest, float_tensors, reading, to_bytes
+from ldnq.formats.registry import Opened, formats
+from ldnq.quantized import QuantizedModel, QuantizedWeight
+
+FORMAT_VERSION = 1
+KEY = "ldnq.quantized"
+CODES, SCALE = ".codes", ".scale"
+# The lowest operator set that has the type in DequantizeLinear, so that old runtimes take the file.
+OPSETS = {"float": 20, "int8": 20, "int16": 21, "int4": 21, "int2": 25}
+RANGES = {"int2": 1, "int4": 7, "int8": 127, "int16": 32767}
+WEIGHT_TYPES = ("int8", "int4", "int2", "float")
+
+
+@formats.register("onnx")
+@dataclass(frozen=True)
+class Onnx:
+    """A graph for onnxruntime, weights as integers of `weight_type` with their scales, or folded into `float`.
+
+    int8 holds every codebook, but for levels above 127, which become int16; int4 those of 3, 5 and 7 levels, int2 that
+    of 3.
+    """
+
+    weight_type: str = "int8"
+    suffix: ClassVar[str] = ".onnx"
+
+    def __post_init__(self) -> None:
+        if self.weight_type not in WEIGHT_TYPES:
+            raise UsageError(f"expected a weight type of {', '.join(WEIGHT_TYPES)}, got {self.weight_type!r}")
+
+    def write(self, model: QuantizedModel, path: Path, example: Tensor) -> None:
+        """Write `model` to `path`; batches may have any size. Raises `UsageError` where levels do not fit the type."""
+        onnx, ir = require("onnx", "onnx"), require("onnx_ir", "onnx")
+        integers = {name: self._integers(name, weight.codebook) for name, weight in model.weights.items()}
+        types = set(integers.values()) or {"float"}
+        opset = max(OPSETS[kind] for kind in types)
+        exported = _trace(model, example, opset)
+        _check_names(exported.graph, model)
+        for name, weight in model.weights.items():
+            _dequantize_in_graph(ir, exported.graph, name, weight, "int8" if types == {"float"} else integers[name])
+        _simplify(exported)
+        if self.weight_type == "float":
+            for name, weight in model.weights.items():
+                _fold_in_graph(ir, exported.graph, name, weight)
+        exported.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+        exported.metadata_props[KEY] = json.dumps(_metadata(exported.graph, model))
+        with replacing(path) as temporary:
+            ir.save(exported, temporary, format="protobuf")
+
+    def open(self, path: Path, model: QuantizedModel) -> Opened:
+        """The file in onnxruntime, and the weights as that computes them."""
+        onnx = require("onnx", "onnx")
+        # As many outputs more as there are weights, in memory alone.
+        proto = onnx.load(path)
+        for name, weight in model.weights.items():
+            shape = list(weight.codes.shape)
+            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+        image = proto.graph.input[0].type.tensor_type.shape.dim[1:]
+        nothing = np.zeros((1, *(entry.dim_value for entry in image)), np.float32)
+        weights = _session(proto.SerializeToString()).run(list(model.weights), {"input": nothing})
+        session = _session(path.read_bytes())
+
+        def forward(batch: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(["output"], {"input": batch.numpy(force=True)})[0])
+
+        return Opened({name: torch.from_numpy(weight) for name, weight in zip(model.weights, weights)}, forward)
+
+    def _integers(self, name: str, codebook: Codebook) -> str:
+        """The integer type of a codebook's levels."""
+        most = codebook.levels[-1]
+        if self.weight_type == "float":
+            return "float"
+        if any(level != round(level) for level in codebook.levels):
+            raise UsageError(f"the levels of {name}, {codebook}, are no integers: use --weight-type float")
+        if self.weight_type == "int8":
+            return "int8" if most <= RANGES["int8"] else "int16"
+        if most > RANGES[self.weight_type]:
+            raise UsageError(
+                f"the levels of {name}, up to ±{most:g}, do not fit {self.weight_type}: use --weight-type int8"
+            )
+        return self.weight_type
+
+
+def read(path: Path) -> Contents:
+    """Read what `Onnx.write` wrote with integer weights and batch norms left in place, without building the network.
+
+    Raises `CheckpointError` where the file is not such a one or is damaged.
+    """
+    onnx = require("onnx", "onnx")
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}: expected a file written by 'ldnq export'")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf has errors of its own
+        raise CheckpointError(f"{path} is not an ONNX file, or is damaged") from error
+    entry = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
+    if entry is None:
+        raise CheckpointError(f"{path} was not written by ldnq: it runs in onnxruntime, but cannot be loaded here")
+    with reading(path):
+        metadata = json.loads(entry)
+        initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    check_version(path, metadata.get("format_version"), FORMAT_VERSION)
+    with reading(path):
+        weights = {
+            str(name): _weight(name, Codebook(tuple(map(float, levels))), initializers)
+            for name, levels in metadata["weights"].items()
+        }
+        tensors = {str(name): _tensor(name, entry, initializers) for name, entry in metadata["tensors"].items()}
+        if digest(metadata["header"], weights, tensors) != metadata["sha256"]:
+            raise CheckpointError("its checksum does not match")
+        return Contents.parse(metadata["header"], weights, tensors)
+
+
+def _trace(model: QuantizedModel, example: Tensor, opset: int):
+    """The network as an `onnx_ir.Model`, with nothing simplified: that would fold batch norms into weights."""
+    require("onnxscript", "onnx")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of torch about its own deprecations
+            program = torch.onnx.export(
+                model.module,
+                (example,),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["input"],
+                output_names=["output"],
+            )
+    except Exception as error:  # whatever a forward pass does that torch.export cannot follow
+        message = " ".join(str(error.__cause__ or error).split())[:200]
+        raise NetworkError(f"torch.onnx cannot export the network: {message}") from error
+    return program.model
+
+
+def _check_names(graph, model: QuantizedModel) -> None:
+    missing = [name for name in model.weights if name not in graph.initializers]
+    if missing:
+        raise NetworkError(f"the graph of the network has no weight {missing[0]}: is it used under another name?")
+
+
+def _dequantize_in_graph(ir, graph, name: str, weight: QuantizedWeight, kind: str) -> None:
+    """Put codes, scale and the node that multiplies them in the place of the initializer `name`."""
+    import ml_dtypes
+
+    numbers = np.dtype(getattr(ml_dtypes, kind) if kind in ("int4", "int2") else kind)
+    levels = weight.codebook.values(weight.codes).numpy().astype(np.int16).astype(numbers)
+    scale = weight.scale.numpy().reshape(() if weight.scale.numel() == 1 else -1)
+    parts = []
+    for part, values in ((CODES, levels), (SCALE, scale)):
+        # Raw bytes: as varints int8 would take five times as much.
+        value = ir.Value(name=name + part, const_value=ir.Tensor(np.ascontiguousarray(values), name=name + part))
+        value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+        graph.initializers[value.name] = value
+        parts.append(value)
+    old = graph.initializers.pop(name)
+    node = ir.Node("", "DequantizeLinear", parts, [ir.AttrInt64("axis", 0)] if scale.ndim else [])
+    (new,) = node.outputs
+    new.shape, new.type = old.shape, old.type
+    old.replace_all_uses_with(new)
+    old.name, new.name = None, name
+    graph.insert_before(graph[0], node)
+
+
+def _fold_in_graph(ir, graph, name: str, weight: QuantizedWeight) -> None:
+    """Put the float weight in the place of its codes, scale and the node that multiplies them."""
+    (node,) = [node for node in graph if node.op_type == "DequantizeLinear" and node.outputs[0].name == name]
+    old = node.outputs[0]
+    values = ir.Tensor(weight.dequantize().numpy(), name=name)
+    new = ir.Value(name=name, const_value=values, shape=old.shape, type=old.type)
+    old.replace_all_uses_with(new)
+    graph.remove(node, safe=True)
+    for part in (CODES, SCALE):
+        del graph.initializers[name + part]
+    graph.initializers[name] = new
+
+
+def _simplify(model) -> None:
+    """Compute what is constant and take out what nothing needs; batch norms stay what they are."""
+    ir, optimizer = require("onnx_ir", "onnx"), require("onnxscript.optimizer", "onnx")
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+    passes = ir.passes.common
+    passes.ClearMetadataAndDocStringPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+
+
+def _metadata(graph, model: QuantizedModel) -> dict[str, Any]:
+    """What `read` needs beside the graph: tensors of the state dict that are not in it lie here in base64."""
+    header, others = describe(model), float_tensors(model)
+    return {
+        "format_version": FORMAT_VERSION,
+        "header": header,
+        "weights": {name: list(weight.codebook.levels) for name, weight in model.weights.items()},
+        "tensors": {name: _place(graph, name, tensor) for name, tensor in others.items()},
+        "sha256": digest(header, model.weights, others),
+    }
+
+
+def _place(graph, name: str, tensor: Tensor) -> list:
+    if name in graph.initializers and np.array_equal(graph.initializers[name].const_value.numpy(), tensor.numpy()):
+        return []
+    values = base64.b64encode(to_bytes(tensor).tobytes()).decode()
+    return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), values]
+
+
+def _weight(name: str, codebook: Codebook, initializers: Mapping[str, Any]) -> QuantizedWeight:
+    if name + CODES not in initializers:
+        raise CheckpointError(f"{name} is not stored as integers: export with --weight-type int8 to load it again")
+    levels, scale = (_array(initializers[name + part]) for part in (CODES, SCALE))
+    levels = levels.astype(np.float32)
+    codes = np.searchsorted(np.array(codebook.levels, np.float32), levels).clip(max=codebook.num_levels - 1)
+    weight = QuantizedWeight(torch.from_numpy(codes.astype(np.uint8)), torch.from_numpy(scale), codebook)
+    if not np.array_equal(codebook.values(weight.codes).numpy(), levels):
+        raise CheckpointError(f"the codes of {name} are none of its levels")
+    return weight
+
+
+def _tensor(name: str, entry: list, initializers: Mapping[str, Any]) -> Tensor:
+    if not entry:
+        return torch.from_numpy(_array(initializers[name]))
+    dtype, shape, values = entry
+    raw = torch.frombuffer(bytearray(base64.b64decode(values)), dtype=torch.uint8) if values else torch.empty(0)
+    if raw.numel() != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"{name} is longer or shorter than its shape")
+    return raw.view(DTYPES[dtype]).view(shape) if values else torch.empty(shape, dtype=DTYPES[dtype])
+
+
+def _array(tensor) -> np.ndarray:
+    onnx = require("onnx", "onnx")
+    if not tensor.raw_data and math.prod(tensor.dims):
+        raise ValueError(f"{tensor.name} is not stored as raw bytes")
+    return onnx.numpy_helper.to_array(tensor).copy()
+
+
+def _session(model: bytes):
+    runtime = require("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
