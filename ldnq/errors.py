@@ -26,3 +26,7 @@ class CheckpointError(LdnqError):
 
 class NetworkError(LdnqError):
     """A network cannot be run or quantized as it stands."""
+
+
+class ExportError(LdnqError):
+    """An exported file does not compute what the network computes."""

@@ -12,6 +12,4 @@ def require(module: str, extra: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise UsageError(
-            f"expected the package {package}, which is not installed: pip install 'ldnq[{extra}]'"
-        ) from error
+        raise UsageError(f"expected the package {package}, found none: pip install 'ldnq[{extra}]'") from error

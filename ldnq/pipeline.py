@@ -83,7 +83,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         model_args=network.model_args,
         preprocessing=network.preprocessing,
         class_names=data.class_names,
-        provenance={"ldnq": ldnq.__version__, "source": network.source} | metrics,
+        provenance={"ldnq": ldnq.__version__, "source": network.source, "left_float": _left_float(state)} | metrics,
     )
     folder.write_layers(state)
     sizes = h5.save(model, folder.model)
@@ -123,7 +123,8 @@ def quantize(
     images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device)
     recipe = RecipeConfig(kbits=kbits, **options)
     state = apply_recipe(module, images, fill_in(recipe), seed)
-    return QuantizedModel(state.student, state.weights, provenance={"ldnq": ldnq.__version__, "kbits": kbits})
+    provenance = {"ldnq": ldnq.__version__, "kbits": kbits, "left_float": _left_float(state)}
+    return QuantizedModel(state.student, state.weights, provenance=provenance)
 
 
 def apply_recipe(
@@ -200,6 +201,11 @@ def _calibration_images(
         return found
     synthesis = Synthesis(options.synthesize, mixed_precision=mixed_precision)
     return synthesis(network.module, found, torch.Generator().manual_seed(options.seed))
+
+
+def _left_float(state: QuantizationState) -> dict[str, str]:
+    """Layers that were not quantized, and why."""
+    return {layer.name: layer.reason for layer in state.skipped}
 
 
 def _metrics(

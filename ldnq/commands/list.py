@@ -6,7 +6,7 @@ from ldnq.commands import console
 
 
 @click.command("list", short_help="Show the names that options accept.")
-@click.argument("what", type=click.Choice(["models", "datasets", "solvers", "presets"]))
+@click.argument("what", type=click.Choice(["models", "datasets", "solvers", "presets", "formats"]))
 def list_command(what: str) -> None:
     """Show the names that options accept.
 
@@ -26,9 +26,17 @@ def list_command(what: str) -> None:
     elif what == "solvers":
         from ldnq.solvers import solvers
 
-        rows = [(name, solvers.get(name).__doc__.strip().splitlines()[0]) for name in sorted(solvers)]
-        console.table(rows, ("solver", "what it does"))
+        console.table([(name, _summary(solvers.get(name))) for name in sorted(solvers)], ("solver", "what it does"))
+    elif what == "formats":
+        from ldnq.formats import formats
+
+        console.table([(name, _summary(formats.get(name))) for name in formats], ("format", "what it is"))
     else:
         from ldnq.presets import presets
 
         console.table([(name, presets.get(name).summary) for name in presets], ("preset", "what it does"))
+
+
+def _summary(entry: type) -> str:
+    """The first line of what it says of itself."""
+    return entry.__doc__.strip().splitlines()[0]

@@ -60,6 +60,8 @@ class Contents:
                     f"{path} holds a network of {self.model or 'the caller'}: give it as load(path, module=…) or by "
                     "--model"
                 )
+            if self.provenance.get("batch_norms") == "folded":
+                raise CheckpointError(f"{path} is not the {self.model} it came from, whose batch norms are folded")
             module = build(self.model, self.model_args)
         _fill(module, self.tensors | {name: weight.dequantize() for name, weight in self.weights.items()}, path)
         return QuantizedModel(
@@ -100,10 +102,14 @@ def reading(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def check_version(path: Path, version: Any, expected: int) -> None:
-    """Raise `CheckpointError` unless the file has the format that is `expected`."""
-    if version != expected:
-        raise CheckpointError(f"{path} has format version {version}, expected {expected}: use a matching ldnq")
+def check_version(path: Path, header: Any, expected: int) -> None:
+    """Raise `CheckpointError` unless the header is one of the format that is `expected`."""
+    if not isinstance(header, Mapping) or "format_version" not in header:
+        raise CheckpointError(f"{path} is damaged: its header is not one that ldnq writes")
+    if header["format_version"] != expected:
+        raise CheckpointError(
+            f"{path} has format version {header['format_version']}, expected {expected}: use a matching ldnq"
+        )
 
 
 def digest(header: Mapping[str, Any], weights: Mapping[str, QuantizedWeight], tensors: Mapping[str, Tensor]) -> str:

@@ -82,10 +82,10 @@ def _read_blocks(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             raw = {name: file[name][:] for name in ("header", *BLOCKS)}
         inflate = zlib.decompressobj()
         header = json.loads(inflate.decompress(raw.pop("header").tobytes(), MAX_HEADER))
-        version, digests = header["format_version"], dict(header["sha256"])
+        digests = dict(header["sha256"])
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
         raise CheckpointError(f"{path} is not a checkpoint of ldnq, or is damaged") from error
-    check_version(path, version, FORMAT_VERSION)
+    check_version(path, header, FORMAT_VERSION)
     for name, block in raw.items():
         if hashlib.sha256(block.tobytes()).hexdigest() != digests.get(name):
             raise CheckpointError(f"{path} is damaged: the checksum of its {name} does not match")

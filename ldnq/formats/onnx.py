@@ -121,7 +121,7 @@ def read(path: Path) -> Contents:
     with reading(path):
         metadata = json.loads(entry)
         initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
-    check_version(path, metadata.get("format_version"), FORMAT_VERSION)
+    check_version(path, metadata, FORMAT_VERSION)
     with reading(path):
         weights = {
             str(name): _weight(name, Codebook(tuple(map(float, levels))), initializers)

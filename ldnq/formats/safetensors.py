@@ -77,7 +77,7 @@ def read(path: Path) -> Contents:
     Raises `CheckpointError` where the file is not such a checkpoint or is damaged.
     """
     metadata, tensors = _read(path)
-    check_version(path, metadata.get("format_version"), FORMAT_VERSION)
+    check_version(path, metadata, FORMAT_VERSION)
     with reading(path):
         weights = {str(name): _weight(name, entry, tensors) for name, entry in metadata["weights"].items()}
         if digest(metadata["header"], weights, tensors) != metadata["sha256"]:
@@ -101,6 +101,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a safetensors file, or is damaged") from error
-    if not isinstance(metadata, dict):
+    if metadata is None:
         raise CheckpointError(f"{path} is not a quantized checkpoint of ldnq: expected one written by 'ldnq export'")
     return metadata, tensors

@@ -47,6 +47,8 @@ class TorchExport:
         """Write the exported program to `path`; batches may have any size."""
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch about its own deprecations
+            # The file keeps the example, and all that its memory holds.
+            example = example.clone()
             program = torch.export.export(model.module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
             archive = io.BytesIO()
             torch.export.save(program, archive)
@@ -57,7 +59,7 @@ class TorchExport:
         """The file as torch runs it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.load(path)
+            program = torch.export.load(io.BytesIO(path.read_bytes()))
         return Opened(dict(program.state_dict), program.module())
 
 

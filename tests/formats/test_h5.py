@@ -16,68 +16,12 @@ from ldnq.formats import h5
 from ldnq.network import build
 from ldnq.preprocessing import Preprocessing
 from ldnq.quantized import QuantizedModel, QuantizedWeight
-
-
-class SmallNet(nn.Module):
-    """Convolutions, batch norm and a linear layer, and buffers of every kind that may lie in a state dict."""
-
-    def __init__(self, width=6):
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, width, 3, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, groups=2),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(width, 4)
-        self.register_buffer("mask", torch.tensor([True, False, True]))
-        self.register_buffer("thirds", torch.arange(5).to(torch.bfloat16) / 3)
-        self.register_buffer("one_third", torch.tensor(1 / 3, dtype=torch.float64))
-        self.register_buffer("nothing", torch.empty(0, 2))
-        self.register_buffer("turned", torch.arange(6.0).view(2, 3).T)
-
-    def forward(self, x):
-        return self.head(self.features(x).mean((2, 3)))
-
-
-QUANTIZED = {
-    "features.0.weight": (3, "layer"),
-    "features.3.weight": (11, "channel"),
-    "head.weight": (5, "layer"),
-    "head.bias": (5, "layer"),
-}
-
-
-def _quantize(module, chosen=QUANTIZED, **fields):
-    """`module` with random codes and scales in place of the `chosen` parameters."""
-    weights = {}
-    for name, (levels, scale) in chosen.items():
-        parameter = module.get_parameter(name)
-        codes = torch.randint(levels, parameter.shape, dtype=torch.uint8)
-        weights[name] = QuantizedWeight(
-            codes, torch.rand(len(parameter) if scale == "channel" else 1) + 0.1, Codebook.power_of_two(levels)
-        )
-        with torch.no_grad():
-            parameter.copy_(weights[name].dequantize())
-    return QuantizedModel(module.eval(), weights, **fields)
-
-
-def _small_model(**fields):
-    module = SmallNet()
-    module.train()
-    with torch.no_grad():
-        for _ in range(3):
-            module(torch.randn(8, 3, 9, 9))
-        for parameter in module.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return _quantize(module, **fields)
+from tests.formats.networks import SmallNet, quantize, small_model
 
 
 @pytest.fixture
 def model():
-    return _small_model()
+    return small_model()
 
 
 @pytest.fixture
@@ -154,7 +98,7 @@ def test_metadata_comes_back(tmp_path):
         class_names=("cat", "Hündchen", "猫", ""),
         provenance={"ratio": 0.01, "stages": [{"name": "layerwise", "errors": [1 / 3]}]},
     )
-    h5.save(_small_model(**fields), tmp_path / "model.h5")
+    h5.save(small_model(**fields), tmp_path / "model.h5")
     loaded = load(tmp_path / "model.h5", SmallNet())
     assert {name: getattr(loaded, name) for name in fields} == fields
 
@@ -178,7 +122,7 @@ def test_logits_of_a_fresh_network_equal_those_of_the_saved_one_bit_for_bit(mode
 
 def test_a_network_with_a_name_is_built_and_filled(tmp_path):
     module = build("resnet20", {"num_classes": 5, "width": 2})
-    model = _quantize(
+    model = quantize(
         module,
         {"conv1.weight": (3, "layer"), "linear.weight": (7, "channel")},
         model="resnet20",
@@ -215,7 +159,7 @@ def test_the_sizes_add_up_to_the_file(model, tmp_path):
 
 def test_sizes_are_those_of_the_file_in_the_levels_alone(tmp_path):
     chosen = {"weight": (3, "layer")}
-    sizes = h5.save(_quantize(nn.Linear(500, 200, bias=False), chosen), tmp_path / "model.h5")
+    sizes = h5.save(quantize(nn.Linear(500, 200, bias=False), chosen), tmp_path / "model.h5")
     assert sizes["codes"] == 20_000
     assert sizes["overhead"] < 4000
 
@@ -462,7 +406,7 @@ def test_a_network_with_one_parameter_more_is_refused_by_its_name(saved):
 
 @pytest.mark.parametrize("name", ["", "mynets:small", "os:getcwd"], ids=["no name", "a factory", "any function"])
 def test_a_network_of_the_callers_own_must_be_given(tmp_path, name):
-    h5.save(_small_model(model=name), tmp_path / "model.h5")
+    h5.save(small_model(model=name), tmp_path / "model.h5")
     with pytest.raises(CheckpointError, match=rf"holds a network of {name or 'the caller'}: .*module=…"):
         load(tmp_path / "model.h5")
     load(tmp_path / "model.h5", SmallNet())
@@ -474,7 +418,7 @@ def test_a_network_of_the_callers_own_must_be_given(tmp_path, name):
     ids=["unknown name", "unknown argument", "unknown option", "negative width"],
 )
 def test_a_network_that_cannot_be_built_is_refused(tmp_path, name, arguments):
-    h5.save(_small_model(model=name, model_args=arguments), tmp_path / "model.h5")
+    h5.save(small_model(model=name, model_args=arguments), tmp_path / "model.h5")
     with pytest.raises(LdnqError):
         load(tmp_path / "model.h5")
 
@@ -482,7 +426,7 @@ def test_a_network_that_cannot_be_built_is_refused(tmp_path, name, arguments):
 def test_loading_imports_no_file_that_a_checkpoint_names(tmp_path, monkeypatch):
     (tmp_path / "named_by_a_checkpoint.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    h5.save(_small_model(model="named_by_a_checkpoint:make"), tmp_path / "model.h5")
+    h5.save(small_model(model="named_by_a_checkpoint:make"), tmp_path / "model.h5")
     with pytest.raises(CheckpointError):
         load(tmp_path / "model.h5")
     load(tmp_path / "model.h5", SmallNet())
@@ -494,7 +438,7 @@ def test_loading_imports_no_file_that_a_checkpoint_names(tmp_path, monkeypatch):
 @pytest.mark.parametrize("spoil", ["provenance", "state dict"])
 def test_a_save_that_fails_leaves_the_old_file(saved, spoil):
     old = saved.read_bytes()
-    model = _small_model()
+    model = small_model()
     if spoil == "provenance":
         model.provenance = {"when": object()}
     else:
@@ -506,7 +450,7 @@ def test_a_save_that_fails_leaves_the_old_file(saved, spoil):
 
 
 def test_a_save_replaces_the_old_file_whole(saved):
-    other = _small_model()
+    other = small_model()
     h5.save(other, str(saved))
     _assert_same_weights(load(str(saved), SmallNet()).weights, other.weights)
 

@@ -1,0 +1,96 @@
+"""`ldnq export`."""
+
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from ldnq.commands import console, options
+from ldnq.config import DataConfig
+
+
+@click.command("export", short_help="Write a file for another runtime, and check it there.")
+@click.argument("checkpoint", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
+@click.option("--format", "name", default="onnx", show_default=True, help="See 'ldnq list formats'.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="[default: beside the checkpoint]"
+)
+@click.option("--weight-type", default="int8", show_default=True, help="Of onnx: int8, int4, int2 or float.")
+@click.option("--dequantized", is_flag=True, help="Of safetensors: a plain float state dict.")
+@click.option("--fold-batchnorm", is_flag=True, help="Make batch norms part of the layers before them.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its outputs.")
+@options.model_option
+@options.model_args_option
+@click.option("--dataset", metavar="NAME", help="To check with; the checkpoint's own if left out.")
+@click.option(
+    "--data-root", type=click.Path(), help="The dataset's folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
+)
+def export_command(
+    checkpoint: Path,
+    name: str,
+    output: Path | None,
+    weight_type: str,
+    dequantized: bool,
+    fold_batchnorm: bool,
+    verify: bool,
+    model: str | None,
+    model_args: dict,
+    dataset: str | None,
+    data_root: str | None,
+) -> None:
+    """Write a quantized network as a file that other runtimes run, and check it in its own runtime.
+
+    \b
+    ldnq export results/RUN --format onnx --output model.onnx
+    ldnq export results/RUN/model.h5 --format torch
+    """
+    chosen = _options(name, weight_type=weight_type, dequantized=dequantized)
+    from ldnq import formats
+    from ldnq.export import export, sample_images
+    from ldnq.folding import fold_batch_norms
+    from ldnq.network import build
+
+    path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
+    form = formats.formats.get(name)(**chosen)
+    contents = formats.read(path)
+    network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
+    if fold_batchnorm:
+        network = fold_batch_norms(network)
+    output = output or path.with_suffix(form.suffix)
+    if output.resolve() == path.resolve():
+        raise click.UsageError(f"expected --output, another file than {path}, which is read")
+    images = sample_images(network, DataConfig(dataset, data_root))
+    exported = export(network, output, form, images, verify)
+    console.table(_summary(network, exported, output))
+    console.table(_floats(network), ("stays float", "why"))
+
+
+def _options(name: str, **values) -> dict:
+    """Those of the format; raises `click.UsageError` where another one's was given."""
+    own = {"onnx": {"weight_type"}, "safetensors": {"dequantized"}}
+    context = click.get_current_context()
+    for option in values.keys() - own.get(name, set()):
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{option.replace('_', '-')} is not for --format {name}")
+    return {option: values[option] for option in own.get(name, set())}
+
+
+def _summary(network, exported, output: Path) -> list[tuple[str, str]]:
+    ratio = network.float_bytes / exported.bytes
+    change = f"{ratio:.1f}x smaller" if ratio >= 1 else f"{1 / ratio:.1f}x larger"
+    checked = f"weights bit for bit, outputs and classes on {exported.checked} images" if exported.checked else "no"
+    return [
+        ("file", str(output)),
+        ("size", f"{exported.bytes:,} bytes, {change} than {network.float_bytes:,}"),
+        ("bits a quantized weight", f"{exported.bits_per_weight:.2f}"),
+        ("checked", checked),
+    ]
+
+
+def _floats(network) -> list[tuple[str, str]]:
+    """What stays float in the file, and why."""
+    left = dict(network.provenance.get("left_float", {}))
+    state = network.module.state_dict()
+    others = [name for name in state if name not in network.weights and name.rpartition(".")[0] not in left]
+    count = sum(state[name].numel() for name in others)
+    return [*left.items(), (f"{count:,} numbers more", "batch norms, biases and buffers")]
