@@ -11,6 +11,7 @@ from ldnq.errors import UsageError
 METHODS = ("ldnq",)
 KBITS = (3, 5, 7, 9, 11)
 SCALES = ("layer", "channel")
+RANGES = ("least-squares", "percentile")
 PRECISIONS = ("auto", "32", "bf16")
 
 
@@ -72,7 +73,8 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """What is done to the weights. Options that are None are filled in by the preset."""
+    """What is done to the weights, and to activations where there are `abits`. Options that are None are filled in by
+    the preset."""
 
     preset: str = "balanced"
     method: str = "ldnq"
@@ -88,6 +90,8 @@ class RecipeConfig:
     cascade_lr: float | None = None
     block_steps: int | None = None
     distillation_steps: int | None = None
+    abits: int | None = None
+    ranges: str = "least-squares"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip", tuple(self.skip))
@@ -96,6 +100,10 @@ class RecipeConfig:
         for name in ("views", "cascade_epochs", "block_steps", "distillation_steps"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise UsageError(f"expected no negative {name.replace('_', ' ')}, got {value}")
+        if self.abits is not None and not 4 <= self.abits <= 8:
+            raise UsageError(f"expected 4 to 8 bits of activations, got {self.abits}")
+        if self.ranges not in RANGES:
+            raise UsageError(f"expected ranges by {' or '.join(RANGES)}, got {self.ranges!r}")
         if self.cascade_lr is not None and not self.cascade_lr > 0:
             raise UsageError(f"expected a positive learning rate of the cascade, got {self.cascade_lr}")
         if self.kbits not in KBITS:

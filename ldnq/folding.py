@@ -1,53 +1,79 @@
 """Batch norms folded into the layers before them, codes left codes."""
 
 import copy
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ldnq.quantized import QuantizedModel, QuantizedWeight
+from ldnq.quantized import QuantizedWeight
 from ldnq.wiring import Wiring
 
 
 @torch.no_grad()
-def fold_batch_norms(model: QuantizedModel) -> QuantizedModel:
-    """The same network, within float32 rounding, without the batch norms that follow a layer: their gain becomes part
-    of the layer's scales, one a channel, and their offset its bias. A channel of negative gain has its codes mirrored.
-    """
-    module = copy.deepcopy(model.module)
+def fold_batch_norms(
+    module: nn.Module, weights: Mapping[str, QuantizedWeight]
+) -> tuple[nn.Module, dict[str, QuantizedWeight]]:
+    """The same network and its quantized weights, within float32 rounding, without the batch norms that follow a layer:
+    their gain becomes part of the layer's scales, one a channel, and their offset its bias. A channel of negative gain
+    has its codes mirrored. What is given is left as it is."""
+    folded, weights = copy.deepcopy(module), dict(weights)
+    for layer, norm in _pairs(folded):
+        weights |= _fold(folded.get_submodule(layer), layer, folded.get_submodule(norm), weights)
+        # A bias on the codebook becomes a float one.
+        weights.pop(f"{layer}.bias", None)
+        folded.set_submodule(norm, nn.Identity())
+    return folded, weights
+
+
+def without_batch_norms(module: nn.Module) -> nn.Module:
+    """`module`, changed to what `fold_batch_norms` makes of such a network, whatever the values."""
+    for layer, norm in _pairs(module):
+        _with_bias(module.get_submodule(layer))
+        module.set_submodule(norm, nn.Identity())
+    return module
+
+
+def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
     wiring = Wiring(module)
-    weights = dict(model.weights)
     for layer in wiring.layers:
-        if norm := wiring.batch_norm_after(layer):
-            weights |= _fold(module.get_submodule(layer), layer, module.get_submodule(norm), weights)
-            # A bias on the codebook becomes a float one.
-            weights.pop(f"{layer}.bias", None)
-            module.set_submodule(norm, nn.Identity())
-    provenance = {**model.provenance, "batch_norms": "folded"}
-    return replace(model, module=module, weights=weights, provenance=provenance)
+        if hasattr(module.get_submodule(layer), "weight") and (norm := wiring.batch_norm_after(layer)):
+            yield layer, norm
+
+
+def _with_bias(layer: nn.Module) -> None:
+    if layer.bias is None:
+        layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]), requires_grad=False)
 
 
 def _fold(
-    layer: nn.Module, name: str, norm: _BatchNorm, weights: dict[str, QuantizedWeight]
+    layer: nn.Module, name: str, norm: _BatchNorm, weights: Mapping[str, QuantizedWeight]
 ) -> dict[str, QuantizedWeight]:
     """Change `layer` to do what `norm` does after it, and return its quantized weight if it has one."""
+    _with_bias(layer)
     gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    bias = 0.0 if layer.bias is None else layer.bias.double()
-    offset = norm.bias.double() + gain * (bias - norm.running_mean.double())
-    layer.bias = nn.Parameter(offset.float(), requires_grad=False)
+    layer.bias.copy_(norm.bias.double() + gain * (layer.bias.double() - norm.running_mean.double()))
     key = f"{name}.weight" if name else "weight"
     if key not in weights:
         layer.weight.copy_(layer.weight * _by_channel(gain, layer.weight))
         return {}
-    weight = weights[key]
-    negative = _by_channel(gain, weight.codes) < 0
-    mirrored = torch.where(negative, weight.codebook.num_levels - 1 - weight.codes, weight.codes)
-    folded = QuantizedWeight(mirrored, weight.scale.double() * gain.abs().cpu(), weight.codebook)
+    folded = _scaled(weights[key], gain.cpu())
     layer.weight.copy_(folded.dequantize())
     return {key: folded}
 
 
+def _scaled(weight: QuantizedWeight, gain: Tensor) -> QuantizedWeight:
+    """`weight` times `gain` (channels,)."""
+    codebook, by_channel = weight.codebook, _by_channel(gain, weight.codes)
+    codes = torch.where(by_channel < 0, codebook.num_levels - 1 - weight.codes, weight.codes)
+    scale = weight.scale.double() * gain.abs()
+    if codebook.num_levels % 2:
+        # A channel of nothing is zeros of any scale; runtimes divide by scales.
+        codes = torch.where(by_channel == 0, codebook.num_levels // 2, codes)
+        scale = torch.where(gain == 0, 1.0, scale)
+    return QuantizedWeight(codes.to(torch.uint8), scale, codebook)
+
+
 def _by_channel(values: Tensor, weight: Tensor) -> Tensor:
-    return values.to(weight.device).view(-1, *[1] * (weight.dim() - 1))
+    return values.view(-1, *[1] * (weight.dim() - 1))

@@ -84,6 +84,8 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         preprocessing=network.preprocessing,
         class_names=data.class_names,
         provenance={"ldnq": ldnq.__version__, "source": network.source, "left_float": _left_float(state)} | metrics,
+        folded=state.folded,
+        grids=state.grids,
     )
     folder.write_layers(state)
     sizes = h5.save(model, folder.model)
@@ -124,7 +126,7 @@ def quantize(
     recipe = RecipeConfig(kbits=kbits, **options)
     state = apply_recipe(module, images, fill_in(recipe), seed)
     provenance = {"ldnq": ldnq.__version__, "kbits": kbits, "left_float": _left_float(state)}
-    return QuantizedModel(state.student, state.weights, provenance=provenance)
+    return QuantizedModel(state.student, state.weights, provenance=provenance, folded=state.folded, grids=state.grids)
 
 
 def apply_recipe(
@@ -225,6 +227,7 @@ def _metrics(
         "kbits": recipe.kbits,
         "levels": list(Codebook.power_of_two(recipe.kbits).levels),
         "scale": recipe.scale,
+        "abits": recipe.abits,
         "training": recipe.training,
         "seed": config.calibration.seed,
         "calibration_samples": len(calibration.indices) if calibration else 0,

@@ -9,6 +9,7 @@ from ldnq.config import RecipeConfig
 from ldnq.registry import Registry
 from ldnq.solvers import solvers
 from ldnq.stages import Stage
+from ldnq.stages.activations import ActivationRanges
 from ldnq.stages.blocks import BlockReconstruction
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.distillation import Distillation
@@ -107,6 +108,8 @@ def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, 
         chosen.append(BlockReconstruction(recipe.block_steps, mixed_precision=mixed_precision))
     if recipe.training and recipe.distillation_steps:
         chosen.append(Distillation(recipe.distillation_steps, mixed_precision=mixed_precision))
+    if recipe.abits:
+        chosen.append(ActivationRanges(recipe.abits, recipe.ranges))
     return tuple(chosen)
 
 

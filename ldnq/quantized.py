@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ldnq.codebook import Codebook
 from ldnq.errors import NetworkError
 from ldnq.graph import Layer, SkippedLayer
+from ldnq.grid import Grid
 from ldnq.preprocessing import Preprocessing
 
 
@@ -51,7 +52,8 @@ class QuantizationState:
     """What one stage leaves to the next: a `student` that runs, its `teacher`, and the parameters quantized so far.
 
     `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
-    nothing may change them.
+    nothing may change them. `folded` tells that batch norms have become part of the layers before them, `grids` which
+    activations of the student are rounded.
     """
 
     student: nn.Module
@@ -59,6 +61,8 @@ class QuantizationState:
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     results: list[LayerResult] = field(default_factory=list)
     skipped: list[SkippedLayer] = field(default_factory=list)
+    folded: bool = False
+    grids: dict[str, Grid] = field(default_factory=dict)
 
     @torch.no_grad()
     def write(self, name: str, weight: QuantizedWeight) -> None:
@@ -74,8 +78,9 @@ class QuantizationState:
 class QuantizedModel:
     """A network with quantized weights: `module` runs on its own, with the weights dequantized to float.
 
-    `model` and `model_args` say how to build it again (empty for a network that only exists in the caller's code);
-    `provenance` is free-form data about how it came to be.
+    `model` and `model_args` say how to build it again (empty for a network that only exists in the caller's code):
+    then its batch norms are `folded`, and activations are put on `grids`. `provenance` is free-form data about how it
+    came to be.
     """
 
     module: nn.Module
@@ -85,6 +90,8 @@ class QuantizedModel:
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    folded: bool = False
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))

@@ -46,8 +46,7 @@ def export_command(
     """
     chosen = _options(name, weight_type=weight_type, dequantized=dequantized)
     from ldnq import formats
-    from ldnq.export import export, sample_images
-    from ldnq.folding import fold_batch_norms
+    from ldnq.export import export, folded, sample_images
     from ldnq.network import build
 
     path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
@@ -55,13 +54,13 @@ def export_command(
     contents = formats.read(path)
     network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
     if fold_batchnorm:
-        network = fold_batch_norms(network)
+        network = folded(network)
     output = output or path.with_suffix(form.suffix)
     if output.resolve() == path.resolve():
         raise click.UsageError(f"expected --output, another file than {path}, which is read")
     images = sample_images(network, DataConfig(dataset, data_root))
     exported = export(network, output, form, images, verify)
-    console.table(_summary(network, exported, output))
+    console.table(_summary(network, exported, output) + form.remarks(output, network))
     console.table(_floats(network), ("stays float", "why"))
 
 
@@ -78,12 +77,12 @@ def _options(name: str, **values) -> dict:
 def _summary(network, exported, output: Path) -> list[tuple[str, str]]:
     ratio = network.float_bytes / exported.bytes
     change = f"{ratio:.1f}x smaller" if ratio >= 1 else f"{1 / ratio:.1f}x larger"
-    checked = f"weights bit for bit, outputs and classes on {exported.checked} images" if exported.checked else "no"
+    checked = f"weights bit for bit, classes of {exported.agreed} of {exported.checked} images"
     return [
         ("file", str(output)),
         ("size", f"{exported.bytes:,} bytes, {change} than {network.float_bytes:,}"),
         ("bits a quantized weight", f"{exported.bits_per_weight:.2f}"),
-        ("checked", checked),
+        ("checked", checked if exported.checked else "no"),
     ]
 
 

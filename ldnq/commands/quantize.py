@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ldnq.commands import console, options
-from ldnq.config import KBITS, METHODS, SCALES, RunConfig, read_options
+from ldnq.config import KBITS, METHODS, RANGES, SCALES, RunConfig, read_options
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -37,6 +37,10 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--solver", metavar="NAME", help="Of each layer's problem; see 'ldnq list solvers'. [default: preset's]")
 @click.option("--scale", type=click.Choice(SCALES), help="One α a layer, or a channel. [default: the preset's]")
 @click.option("--quantize-bias/--no-quantize-bias", help="Quantize the bias of linear layers with their weights.")
+@click.option("--abits", type=click.IntRange(4, 8), help="Bits of activations, for integer runtimes. [default: float]")
+@click.option(
+    "--ranges", type=click.Choice(RANGES), default=RANGES[0], show_default=True, help="How --abits finds their ranges."
+)
 @click.option("--skip", multiple=True, metavar="NAME", help="Keep layers of this name (a glob) float. Repeatable.")
 @click.option("--keep-first-last", is_flag=True, help="Keep the first and the last layer float.")
 @click.option("--training/--no-training", default=True, show_default=True, help="Allow gradient steps.")

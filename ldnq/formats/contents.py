@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ldnq.errors import CheckpointError, LdnqError, shorten
+from ldnq.folding import without_batch_norms
+from ldnq.grid import Grid
 from ldnq.network import build
 from ldnq.preprocessing import Preprocessing
 from ldnq.quantized import QuantizedModel, QuantizedWeight
+from ldnq.quantizers.activations import with_grids
 
 DTYPES = {
     name: getattr(torch, name)
@@ -33,6 +36,8 @@ class Contents:
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...]
     provenance: dict[str, Any]
+    folded: bool
+    grids: dict[str, Grid]
 
     @classmethod
     def parse(
@@ -47,6 +52,8 @@ class Contents:
             preprocessing=Preprocessing.from_dict(header["preprocessing"]) if header["preprocessing"] else None,
             class_names=tuple(map(str, header["class_names"])),
             provenance=dict(header["provenance"]),
+            folded=bool(header.get("folded", False)),
+            grids={str(name): Grid(float(s), int(z), int(b)) for name, (s, z, b) in header.get("grids", {}).items()},
         )
 
     def assemble(self, path: str | Path, module: nn.Module | None = None) -> QuantizedModel:
@@ -60,9 +67,11 @@ class Contents:
                     f"{path} holds a network of {self.model or 'the caller'}: give it as load(path, module=…) or by "
                     "--model"
                 )
-            if self.provenance.get("batch_norms") == "folded":
-                raise CheckpointError(f"{path} is not the {self.model} it came from, whose batch norms are folded")
             module = build(self.model, self.model_args)
+        if self.folded:
+            module = without_batch_norms(module)
+        if self.grids:
+            module = with_grids(module, self.grids)
         _fill(module, self.tensors | {name: weight.dequantize() for name, weight in self.weights.items()}, path)
         return QuantizedModel(
             module.eval(),
@@ -72,6 +81,8 @@ class Contents:
             self.preprocessing,
             self.class_names,
             self.provenance,
+            self.folded,
+            self.grids,
         )
 
 
@@ -83,6 +94,8 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "preprocessing": model.preprocessing and model.preprocessing.to_dict(),
         "class_names": list(model.class_names),
         "provenance": dict(model.provenance),
+        "folded": model.folded,
+        "grids": {name: [grid.scale, grid.zero_point, grid.bits] for name, grid in model.grids.items()},
     }
 
 

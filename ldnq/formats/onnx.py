@@ -8,9 +8,11 @@ import base64
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,21 +24,25 @@ from ldnq.errors import CheckpointError, NetworkError, UsageError
 from ldnq.extras import require
 from ldnq.files import replacing
 from ldnq.formats.contents import DTYPES, Contents, check_version, describe, digest, float_tensors, reading, to_bytes
-from ldnq.formats.registry import Opened, formats
+from ldnq.formats.registry import Format, Opened, formats
 from ldnq.quantized import QuantizedModel, QuantizedWeight
+from ldnq.quantizers.activations import input_grid
 
 FORMAT_VERSION = 1
 KEY = "ldnq.quantized"
-CODES, SCALE = ".codes", ".scale"
+CODES, SCALE, ZERO = ".codes", ".scale", ".zero_point"
 # The lowest operator set that has the type in DequantizeLinear, so that old runtimes take the file.
 OPSETS = {"float": 20, "int8": 20, "int16": 21, "int4": 21, "int2": 25}
 RANGES = {"int2": 1, "int4": 7, "int8": 127, "int16": 32767}
+# Of the graph that onnxruntime makes of a file.
+INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul")
+FLOAT_LAYERS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 WEIGHT_TYPES = ("int8", "int4", "int2", "float")
 
 
 @formats.register("onnx")
 @dataclass(frozen=True)
-class Onnx:
+class Onnx(Format):
     """A graph for onnxruntime, weights as integers of `weight_type` with their scales, or folded into `float`.
 
     int8 holds every codebook, but for levels above 127, which become int16; int4 those of 3, 5 and 7 levels, int2 that
@@ -53,13 +59,18 @@ class Onnx:
     def write(self, model: QuantizedModel, path: Path, example: Tensor) -> None:
         """Write `model` to `path`; batches may have any size. Raises `UsageError` where levels do not fit the type."""
         onnx, ir = require("onnx", "onnx"), require("onnx_ir", "onnx")
-        integers = {name: self._integers(name, weight.codebook) for name, weight in model.weights.items()}
-        types = set(integers.values()) or {"float"}
+        kinds = {name: self._integers(name, weight.codebook) for name, weight in model.weights.items()}
+        types = set(kinds.values()) or {"float"}
         opset = max(OPSETS[kind] for kind in types)
         exported = _trace(model, example, opset)
         _check_names(exported.graph, model)
         for name, weight in model.weights.items():
-            _dequantize_in_graph(ir, exported.graph, name, weight, "int8" if types == {"float"} else integers[name])
+            kind = "int8" if self.weight_type == "float" else kinds[name]
+            levels = weight.codebook.values(weight.codes).numpy().astype(np.int16)
+            integers = levels.astype(_numbers(kind))
+            _dequantize_in_graph(ir, exported.graph, name, integers, weight.scale.numpy(), bool(model.grids))
+            if self.weight_type != "float":
+                _integer_bias(ir, exported.graph, model, name, weight)
         _simplify(exported)
         if self.weight_type == "float":
             for name, weight in model.weights.items():
@@ -86,6 +97,15 @@ class Onnx:
             return torch.from_numpy(session.run(["output"], {"input": batch.numpy(force=True)})[0])
 
         return Opened({name: torch.from_numpy(weight) for name, weight in zip(model.weights, weights)}, forward)
+
+    def remarks(self, path: Path, model: QuantizedModel) -> list[tuple[str, str]]:
+        """How many layers onnxruntime computes with integers, where activations are on grids."""
+        if not model.grids:
+            return []
+        kinds = _optimized_kinds(path)
+        whole = sum(kinds[kind] for kind in INTEGER_LAYERS)
+        total = whole + sum(kinds[kind] for kind in FLOAT_LAYERS)
+        return [("integer layers", f"{whole} of {total}, as onnxruntime runs them")]
 
     def _integers(self, name: str, codebook: Codebook) -> str:
         """The integer type of a codebook's levels."""
@@ -162,18 +182,18 @@ def _check_names(graph, model: QuantizedModel) -> None:
         raise NetworkError(f"the graph of the network has no weight {missing[0]}: is it used under another name?")
 
 
-def _dequantize_in_graph(ir, graph, name: str, weight: QuantizedWeight, kind: str) -> None:
-    """Put codes, scale and the node that multiplies them in the place of the initializer `name`."""
-    import ml_dtypes
-
-    numbers = np.dtype(getattr(ml_dtypes, kind) if kind in ("int4", "int2") else kind)
-    levels = weight.codebook.values(weight.codes).numpy().astype(np.int16).astype(numbers)
-    scale = weight.scale.numpy().reshape(() if weight.scale.numel() == 1 else -1)
+def _dequantize_in_graph(
+    ir, graph, name: str, integers: np.ndarray, scale: np.ndarray, zero_point: bool = False
+) -> None:
+    """Put `integers`, their `scale` and the node that multiplies them in the place of the initializer `name`; with a
+    `zero_point` of zero where a runtime wants one to compute with integers."""
+    scale = scale.reshape(() if scale.size == 1 else -1)
+    inputs = {CODES: integers, SCALE: scale} | ({ZERO: np.zeros(scale.shape, integers.dtype)} if zero_point else {})
     parts = []
-    for part, values in ((CODES, levels), (SCALE, scale)):
+    for part, values in inputs.items():
         # Raw bytes: as varints int8 would take five times as much.
-        value = ir.Value(name=name + part, const_value=ir.Tensor(np.ascontiguousarray(values), name=name + part))
-        value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+        tensor = ir.Tensor(np.ascontiguousarray(values).reshape(values.shape), name=name + part)
+        value = ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
         graph.initializers[value.name] = value
         parts.append(value)
     old = graph.initializers.pop(name)
@@ -183,6 +203,26 @@ def _dequantize_in_graph(ir, graph, name: str, weight: QuantizedWeight, kind: st
     old.replace_all_uses_with(new)
     old.name, new.name = None, name
     graph.insert_before(graph[0], node)
+
+
+def _integer_bias(ir, graph, model: QuantizedModel, name: str, weight: QuantizedWeight) -> None:
+    """Put the bias of a layer whose inputs are on a grid on that of its products, where it already is."""
+    layer = name.rpartition(".")[0]
+    grid = input_grid(model.module, layer) if model.grids and name.endswith("weight") else None
+    bias = f"{layer}.bias"
+    if grid is None or bias not in graph.initializers or bias in model.weights:
+        return
+    values = model.module.get_parameter(bias).detach()
+    unit = grid.bias_unit(weight.scale).expand(len(values))
+    steps = (values / unit).round()
+    if torch.equal(steps * unit, values):
+        _dequantize_in_graph(ir, graph, bias, steps.numpy().astype(np.int32), unit.numpy())
+
+
+def _numbers(kind: str) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, kind) if kind in ("int4", "int2") else kind)
 
 
 def _fold_in_graph(ir, graph, name: str, weight: QuantizedWeight) -> None:
@@ -256,8 +296,19 @@ def _array(tensor) -> np.ndarray:
     return onnx.numpy_helper.to_array(tensor).copy()
 
 
-def _session(model: bytes):
+def _session(model: bytes, optimized: Path | None = None):
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _optimized_kinds(path: Path) -> Counter[str]:
+    """How often each operator is in the graph that onnxruntime makes of the file."""
+    onnx = require("onnx", "onnx")
+    with TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        _session(path.read_bytes(), optimized)
+        return Counter(node.op_type for node in onnx.load(optimized).graph.node)

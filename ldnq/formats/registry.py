@@ -21,7 +21,7 @@ class Opened:
 
 
 class Format(Protocol):
-    """A frozen dataclass whose fields are its options."""
+    """A frozen dataclass whose fields are its options; formats derive from it."""
 
     suffix: ClassVar[str]
 
@@ -30,6 +30,10 @@ class Format(Protocol):
 
     def open(self, path: Path, model: QuantizedModel) -> Opened:
         """What `write` wrote, without a look at the values in `model`."""
+
+    def remarks(self, path: Path, model: QuantizedModel) -> list[tuple[str, str]]:
+        """What more there is to say of the file: names and values."""
+        return []
 
 
 formats: Registry[type[Format]] = Registry("format")

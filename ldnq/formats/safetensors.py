@@ -16,8 +16,8 @@ from ldnq.checkpoints import write_safetensors
 from ldnq.codebook import Codebook
 from ldnq.errors import CheckpointError
 from ldnq.formats.contents import Contents, check_version, describe, digest, float_tensors, reading
-from ldnq.formats.registry import Opened, formats
-from ldnq.formats.torch import filled
+from ldnq.formats.registry import Format, Opened, formats
+from ldnq.formats.torch import filled, refuse_folded
 from ldnq.packing import pack, unpack
 from ldnq.quantized import QuantizedModel, QuantizedWeight
 
@@ -30,7 +30,7 @@ CODES, SCALE = ":codes", ":scale"
 
 @formats.register("safetensors")
 @dataclass(frozen=True)
-class Safetensors:
+class Safetensors(Format):
     """Packed codes, scales and everything else in one safetensors file that ldnq loads, or with `dequantized` the plain
     float state dict under the network's usual names."""
 
@@ -40,6 +40,7 @@ class Safetensors:
     def write(self, model: QuantizedModel, path: Path, example: Tensor) -> None:
         """Write `model` to `path`."""
         if self.dequantized:
+            refuse_folded(model)
             write_safetensors(path, model.module.state_dict(), {"format": "pt"})
         else:
             save(model, path)

@@ -10,20 +10,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ldnq.errors import UsageError
 from ldnq.files import replacing
-from ldnq.formats.registry import Opened, formats
+from ldnq.formats.registry import Format, Opened, formats
 from ldnq.quantized import QuantizedModel
 
 
 @formats.register("torch")
 @dataclass(frozen=True)
-class TorchStateDict:
+class TorchStateDict(Format):
     """The plain float state dict, for `torch.load(FILE, weights_only=True)` and the network's own `load_state_dict`."""
 
     suffix: ClassVar[str] = ".pt"
 
     def write(self, model: QuantizedModel, path: Path, example: Tensor) -> None:
-        """Write the state dict to `path`."""
+        """Write the state dict to `path`; raises `UsageError` where it would fit no network."""
+        refuse_folded(model)
         tensors = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in model.module.state_dict().items()
@@ -38,7 +40,7 @@ class TorchStateDict:
 
 @formats.register("torch-export")
 @dataclass(frozen=True)
-class TorchExport:
+class TorchExport(Format):
     """A graph with its weights, for `torch.export.load(FILE).module()`: runs without the network's code."""
 
     suffix: ClassVar[str] = ".pt2"
@@ -61,6 +63,12 @@ class TorchExport:
             warnings.simplefilter("ignore")
             program = torch.export.load(io.BytesIO(path.read_bytes()))
         return Opened(dict(program.state_dict), program.module())
+
+
+def refuse_folded(model: QuantizedModel) -> None:
+    """Raise `UsageError` where a state dict would have biases that the network does not know."""
+    if model.folded:
+        raise UsageError("batch norms are folded, so that a state dict fits no network: use --format torch-export")
 
 
 def filled(model: QuantizedModel, tensors: dict[str, Tensor]) -> Opened:

@@ -41,7 +41,7 @@ def _top1(outputs, labels):
 def test_a_run_becomes_a_file_that_onnxruntime_runs_as_well(ldnq, finished, own, workdir):
     result = ldnq("export", finished, "--format", "onnx", "--output", "model.onnx", *own)
     assert result.code == 0, result.err
-    assert "weights bit for bit, outputs and classes on 50 images" in result.out
+    assert "weights bit for bit, classes of 50 of 50 images" in result.out
     assert "--skip 3" in result.out
     images = load_digits(workdir, "test")
     preprocessing = load(finished / "model.h5", build(own[1], {})).preprocessing

@@ -14,9 +14,8 @@ from torch import nn
 from ldnq import load
 from ldnq.codebook import Codebook
 from ldnq.errors import CheckpointError, ExportError, NetworkError, UsageError
-from ldnq.export import export
-from ldnq.folding import fold_batch_norms
-from ldnq.formats import formats
+from ldnq.export import export, folded
+from ldnq.formats import Format, formats
 from ldnq.quantized import QuantizedModel, QuantizedWeight
 from tests.formats.networks import SmallNet, quantize, small_model
 
@@ -209,7 +208,7 @@ def test_the_smallest_files_are_near_the_information_in_the_codes(tmp_path):
 # Files that part from the network
 
 
-class Careless:
+class Careless(Format):
     """Writes a network whose weights or bias are a little off."""
 
     suffix = ".pt"
@@ -370,19 +369,19 @@ def test_folded_batch_norms_give_the_same_outputs_with_codes_left_codes(tmp_path
         for norm in (model.module.features[1], model.module.features[4]):
             norm.weight[0] = -1.5  # mirrors the channel's codes
             norm.weight[1] = 0.0
-    folded = fold_batch_norms(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.module.modules())
-    assert folded.weights.keys() == model.weights.keys()
-    first, before = folded.weights["features.0.weight"], model.weights["features.0.weight"]
+    plain = folded(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.module.modules())
+    assert plain.weights.keys() == model.weights.keys()
+    first, before = plain.weights["features.0.weight"], model.weights["features.0.weight"]
     assert torch.equal(first.codes[0], 2 - before.codes[0])
     assert torch.equal(first.codes[2:], before.codes[2:])
     assert first.scale.shape == (6,)
     assert bool((first.scale >= 0).all())
     with torch.no_grad():
-        torch.testing.assert_close(folded.module(IMAGES), model.module(IMAGES), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(plain.module(IMAGES), model.module(IMAGES), rtol=1e-5, atol=1e-5)
         # What was given is left alone.
         assert model.module.features[0].bias is None
-    path, _ = _export(folded, tmp_path)
+    path, _ = _export(plain, tmp_path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert not any(node.op_type == "BatchNormalization" for node in onnx.load(path).graph.node)
     with torch.no_grad():
@@ -395,14 +394,17 @@ def test_float_layers_are_folded_too():
     model.module.norm.running_mean.normal_()
     model.module.norm.running_var.uniform_(0.5, 2)
     with torch.no_grad():
-        torch.testing.assert_close(fold_batch_norms(model).module(IMAGES), model.module(IMAGES), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(folded(model).module(IMAGES), model.module(IMAGES), rtol=1e-5, atol=1e-5)
 
 
-def test_a_folded_file_does_not_pass_for_the_network_it_came_from(tmp_path):
-    model = small_model(model="resnet20", model_args={"num_classes": 4})
-    path, _ = _export(fold_batch_norms(model), tmp_path)
-    with pytest.raises(CheckpointError, match="batch norms are folded"):
-        load(path)
+@pytest.mark.parametrize("name", ["onnx", "safetensors"])
+def test_folded_files_are_loaded_again(name, tmp_path):
+    model = folded(small_model())
+    path, _ = _export(model, tmp_path, name)
+    loaded = load(path, SmallNet())
+    assert loaded.folded
+    with torch.no_grad():
+        assert torch.equal(loaded.module(IMAGES), model.module(IMAGES))
 
 
 def test_safetensors_names_are_those_of_the_parameters(tmp_path):
