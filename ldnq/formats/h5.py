@@ -2,7 +2,8 @@
 
 `header` is zlib-compressed JSON (version, network, preprocessing, provenance, an index of parameters and tensors, and
 the SHA-256 of each other dataset); `codes` holds the packed codes of all quantized parameters one after the other,
-`scales` and `levels` their float32 scales and codebooks, `tensors` the raw little-endian bytes of everything else.
+deflated by HDF5 where that helps, `scales` and `levels` their float32 scales and codebooks, `tensors` the raw
+little-endian bytes of everything else.
 """
 
 import hashlib
@@ -27,6 +28,8 @@ from ldnq.quantized import QuantizedModel, QuantizedWeight
 
 FORMAT_VERSION = 1
 MAX_HEADER = 64 << 20
+# Of HDF5's own deflate filter, and the share of the bytes that it must come down to.
+LEVEL, WORTHWHILE = 6, 0.95
 BLOCKS = ("codes", "scales", "levels", "tensors")
 
 
@@ -56,9 +59,9 @@ def save(model: QuantizedModel, path: str | Path) -> dict[str, int]:
         with h5py.File(temporary, "w", libver="latest") as file:
             file["header"] = np.frombuffer(zlib.compress(json.dumps(header).encode(), 9), np.uint8)
             for name, block in blocks.items():
-                file[name] = block
+                file.create_dataset(name, data=block, **_filter(name, block))
+            sizes = {name: file[name].id.get_storage_size() for name in ("codes", "scales", "tensors")}
         total = temporary.stat().st_size
-    sizes = {name: blocks[name].nbytes for name in ("codes", "scales", "tensors")}
     return sizes | {"overhead": total - sum(sizes.values()), "total": total}
 
 
@@ -72,6 +75,13 @@ def read(path: str | Path) -> Contents:
     header, blocks = _read_blocks(path)
     with reading(path):
         return Contents.parse(header, _weights(header, blocks), _tensors(header, blocks))
+
+
+def _filter(name: str, block: np.ndarray) -> dict[str, Any]:
+    """Options of the dataset: codes whose zeros are many or lie together are deflated, if that is worth it."""
+    if name != "codes" or len(zlib.compress(block, LEVEL)) > WORTHWHILE * len(block):
+        return {}
+    return {"chunks": block.shape, "compression": "gzip", "compression_opts": LEVEL}
 
 
 def _read_blocks(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

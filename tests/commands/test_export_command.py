@@ -101,6 +101,18 @@ def test_bad_input_is_one_line(ldnq, finished, own, words, message, workdir):
     assert message in result.err
 
 
+def test_activations_of_eight_bits_become_integer_layers(ldnq, tiny, own, workdir):
+    result = ldnq("quantize", *tiny, "--preset", "fast", "--samples", 50, "--abits", 8, "--output", "run")
+    assert result.code == 0, result.err
+    metrics = json.loads((workdir / "run" / "metrics.json").read_text())
+    assert metrics["abits"] == 8
+    result = ldnq("export", "run", *own)
+    assert result.code == 0, result.err
+    assert "integer layers           4 of 4" in result.out
+    measured = json.loads(ldnq("evaluate", "run/model.h5", "--json", *own).out)
+    assert measured["top1"] == metrics["quantized_top1"]
+
+
 def test_a_file_is_not_written_over_the_one_it_is_read_from(ldnq, finished, own, workdir):
     ldnq("export", finished, "--format", "safetensors", "-o", "model.safetensors", *own)
     result = ldnq("export", "model.safetensors", "--format", "safetensors", *own)

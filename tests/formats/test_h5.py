@@ -164,6 +164,18 @@ def test_sizes_are_those_of_the_file_in_the_levels_alone(tmp_path):
     assert sizes["overhead"] < 4000
 
 
+def test_codes_of_many_zeros_are_deflated_and_come_back(tmp_path):
+    module = nn.Linear(500, 200, bias=False)
+    codes = torch.bernoulli(torch.full((200, 500), 0.1)).to(torch.uint8) + 1
+    weights = {"weight": QuantizedWeight(codes, torch.ones(1), Codebook.power_of_two(3))}
+    with torch.no_grad():
+        module.weight.copy_(weights["weight"].dequantize())
+    sizes = h5.save(QuantizedModel(module, weights), tmp_path / "model.h5")
+    assert sizes["codes"] < 0.6 * 20_000
+    assert sizes["total"] == (tmp_path / "model.h5").stat().st_size < sizes["codes"] + 4000
+    _assert_same_weights(load(tmp_path / "model.h5", nn.Linear(500, 200, bias=False)).weights, weights)
+
+
 # Damage
 
 
