@@ -6,7 +6,7 @@ import click
 from click.core import ParameterSource
 
 from ldnq.commands import console, options
-from ldnq.config import DataConfig
+from ldnq.config import DataConfig, read_options
 
 
 @click.command("export", short_help="Write a file for another runtime, and check it there.")
@@ -58,7 +58,7 @@ def export_command(
     output = output or path.with_suffix(form.suffix)
     if output.resolve() == path.resolve():
         raise click.UsageError(f"expected --output, another file than {path}, which is read")
-    images = sample_images(network, DataConfig(dataset, data_root))
+    images = sample_images(network, DataConfig(dataset, data_root or _data_root_of(checkpoint)))
     exported = export(network, output, form, images, verify)
     console.table(_summary(network, exported, output) + form.remarks(output, network))
     console.table(_floats(network), ("stays float", "why"))
@@ -72,6 +72,13 @@ def _options(name: str, **values) -> dict:
         if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{option.replace('_', '-')} is not for --format {name}")
     return {option: values[option] for option in own.get(name, set())}
+
+
+def _data_root_of(run: Path) -> str | None:
+    """Where the images of a run were, if they still are."""
+    config = run / "config.json"
+    root = read_options(config)["data_root"] if config.is_file() else None
+    return root if root and Path(root).is_dir() else None
 
 
 def _summary(network, exported, output: Path) -> list[tuple[str, str]]:

@@ -31,8 +31,7 @@ CODES, SCALE = ":codes", ":scale"
 @formats.register("safetensors")
 @dataclass(frozen=True)
 class Safetensors(Format):
-    """Packed codes, scales and everything else in one safetensors file that ldnq loads, or with `dequantized` the plain
-    float state dict under the network's usual names."""
+    """Packed codes and scales, for `ldnq.load`, or with `dequantized` a plain float state dict of the usual names."""
 
     dequantized: bool = False
     suffix: ClassVar[str] = ".safetensors"
