@@ -7,7 +7,6 @@ use for.
 import base64
 import json
 import math
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,17 +19,16 @@ import torch
 from torch import Tensor
 
 from ldnq.codebook import Codebook
-from ldnq.errors import CheckpointError, NetworkError, UsageError
+from ldnq.errors import CheckpointError, UsageError
 from ldnq.extras import require
 from ldnq.files import replacing
 from ldnq.formats.contents import DTYPES, Contents, check_version, describe, digest, float_tensors, reading, to_bytes
+from ldnq.formats.onnx_graph import CODES, SCALE, put_integers, simplify, trace
 from ldnq.formats.registry import Format, Opened, formats
 from ldnq.quantized import QuantizedModel, QuantizedWeight
-from ldnq.quantizers.activations import input_grid
 
 FORMAT_VERSION = 1
 KEY = "ldnq.quantized"
-CODES, SCALE, ZERO = ".codes", ".scale", ".zero_point"
 # The lowest operator set that has the type in DequantizeLinear, so that old runtimes take the file.
 OPSETS = {"float": 20, "int8": 20, "int16": 21, "int4": 21, "int2": 25}
 RANGES = {"int2": 1, "int4": 7, "int8": 127, "int16": 32767}
@@ -59,22 +57,13 @@ class Onnx(Format):
     def write(self, model: QuantizedModel, path: Path, example: Tensor) -> None:
         """Write `model` to `path`; batches may have any size. Raises `UsageError` where levels do not fit the type."""
         onnx, ir = require("onnx", "onnx"), require("onnx_ir", "onnx")
-        kinds = {name: self._integers(name, weight.codebook) for name, weight in model.weights.items()}
-        types = set(kinds.values()) or {"float"}
-        opset = max(OPSETS[kind] for kind in types)
-        exported = _trace(model, example, opset)
-        _check_names(exported.graph, model)
-        for name, weight in model.weights.items():
-            kind = "int8" if self.weight_type == "float" else kinds[name]
-            levels = weight.codebook.values(weight.codes).numpy().astype(np.int16)
-            integers = levels.astype(_numbers(kind))
-            _dequantize_in_graph(ir, exported.graph, name, integers, weight.scale.numpy(), bool(model.grids))
-            if self.weight_type != "float":
-                _integer_bias(ir, exported.graph, model, name, weight)
-        _simplify(exported)
-        if self.weight_type == "float":
-            for name, weight in model.weights.items():
-                _fold_in_graph(ir, exported.graph, name, weight)
+        integers = self.weight_type != "float"
+        kinds = {name: self._kind(name, weight.codebook) for name, weight in model.weights.items() if integers}
+        opset = max(OPSETS[kind] for kind in ("float", *kinds.values()))
+        exported = trace(model.module, example, opset)
+        for name, kind in kinds.items():
+            put_integers(exported.graph, model, name, kind)
+        simplify(exported)
         exported.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
         exported.metadata_props[KEY] = json.dumps(_metadata(exported.graph, model))
         with replacing(path) as temporary:
@@ -107,11 +96,9 @@ class Onnx(Format):
         total = whole + sum(kinds[kind] for kind in FLOAT_LAYERS)
         return [("integer layers", f"{whole} of {total}, as onnxruntime runs them")]
 
-    def _integers(self, name: str, codebook: Codebook) -> str:
-        """The integer type of a codebook's levels."""
+    def _kind(self, name: str, codebook: Codebook) -> str:
+        """The integer type of a codebook's levels; raises `UsageError` where they do not fit the one asked for."""
         most = codebook.levels[-1]
-        if self.weight_type == "float":
-            return "float"
         if any(level != round(level) for level in codebook.levels):
             raise UsageError(f"the levels of {name}, {codebook}, are no integers: use --weight-type float")
         if self.weight_type == "int8":
@@ -151,101 +138,6 @@ def read(path: Path) -> Contents:
         if digest(metadata["header"], weights, tensors) != metadata["sha256"]:
             raise CheckpointError("its checksum does not match")
         return Contents.parse(metadata["header"], weights, tensors)
-
-
-def _trace(model: QuantizedModel, example: Tensor, opset: int):
-    """The network as an `onnx_ir.Model`, with nothing simplified: that would fold batch norms into weights."""
-    require("onnxscript", "onnx")
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch about its own deprecations
-            program = torch.onnx.export(
-                model.module,
-                (example,),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=opset,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["input"],
-                output_names=["output"],
-            )
-    except Exception as error:  # whatever a forward pass does that torch.export cannot follow
-        message = " ".join(str(error.__cause__ or error).split())[:200]
-        raise NetworkError(f"torch.onnx cannot export the network: {message}") from error
-    return program.model
-
-
-def _check_names(graph, model: QuantizedModel) -> None:
-    missing = [name for name in model.weights if name not in graph.initializers]
-    if missing:
-        raise NetworkError(f"the graph of the network has no weight {missing[0]}: is it used under another name?")
-
-
-def _dequantize_in_graph(
-    ir, graph, name: str, integers: np.ndarray, scale: np.ndarray, zero_point: bool = False
-) -> None:
-    """Put `integers`, their `scale` and the node that multiplies them in the place of the initializer `name`; with a
-    `zero_point` of zero where a runtime wants one to compute with integers."""
-    scale = scale.reshape(() if scale.size == 1 else -1)
-    inputs = {CODES: integers, SCALE: scale} | ({ZERO: np.zeros(scale.shape, integers.dtype)} if zero_point else {})
-    parts = []
-    for part, values in inputs.items():
-        # Raw bytes: as varints int8 would take five times as much.
-        tensor = ir.Tensor(np.ascontiguousarray(values).reshape(values.shape), name=name + part)
-        value = ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
-        graph.initializers[value.name] = value
-        parts.append(value)
-    old = graph.initializers.pop(name)
-    node = ir.Node("", "DequantizeLinear", parts, [ir.AttrInt64("axis", 0)] if scale.ndim else [])
-    (new,) = node.outputs
-    new.shape, new.type = old.shape, old.type
-    old.replace_all_uses_with(new)
-    old.name, new.name = None, name
-    graph.insert_before(graph[0], node)
-
-
-def _integer_bias(ir, graph, model: QuantizedModel, name: str, weight: QuantizedWeight) -> None:
-    """Put the bias of a layer whose inputs are on a grid on that of its products, where it already is."""
-    layer = name.rpartition(".")[0]
-    grid = input_grid(model.module, layer) if model.grids and name.endswith("weight") else None
-    bias = f"{layer}.bias"
-    if grid is None or bias not in graph.initializers or bias in model.weights:
-        return
-    values = model.module.get_parameter(bias).detach()
-    unit = grid.bias_unit(weight.scale).expand(len(values))
-    steps = (values / unit).round()
-    if torch.equal(steps * unit, values):
-        _dequantize_in_graph(ir, graph, bias, steps.numpy().astype(np.int32), unit.numpy())
-
-
-def _numbers(kind: str) -> np.dtype:
-    import ml_dtypes
-
-    return np.dtype(getattr(ml_dtypes, kind) if kind in ("int4", "int2") else kind)
-
-
-def _fold_in_graph(ir, graph, name: str, weight: QuantizedWeight) -> None:
-    """Put the float weight in the place of its codes, scale and the node that multiplies them."""
-    (node,) = [node for node in graph if node.op_type == "DequantizeLinear" and node.outputs[0].name == name]
-    old = node.outputs[0]
-    values = ir.Tensor(weight.dequantize().numpy(), name=name)
-    new = ir.Value(name=name, const_value=values, shape=old.shape, type=old.type)
-    old.replace_all_uses_with(new)
-    graph.remove(node, safe=True)
-    for part in (CODES, SCALE):
-        del graph.initializers[name + part]
-    graph.initializers[name] = new
-
-
-def _simplify(model) -> None:
-    """Compute what is constant and take out what nothing needs; batch norms stay what they are."""
-    ir, optimizer = require("onnx_ir", "onnx"), require("onnxscript.optimizer", "onnx")
-    optimizer.fold_constants(model)
-    optimizer.remove_unused_nodes(model)
-    passes = ir.passes.common
-    passes.ClearMetadataAndDocStringPass()(model)
-    passes.RemoveUnusedOpsetsPass()(model)
 
 
 def _metadata(graph, model: QuantizedModel) -> dict[str, Any]:
