@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
+        _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on the pickle protocol of files that it then refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # damaged files make torch fail in many ways
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(
@@ -83,6 +87,15 @@ def without_prefixes(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[s
             break
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return dict(tensors)
+
+
+def _check_archive(path: Path) -> None:
+    """Raise `CheckpointError` where a part of torch's zip archive is not what was written; torch does not look."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -217,6 +217,16 @@ def test_a_file_cut_off_anywhere_is_refused_in_one_line(tmp_path, suffix):
             checkpoints.read(path)
 
 
+def test_a_flipped_bit_of_a_weight_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.arange(1000.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 1500] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights\.pt is damaged: the checksum of \S+/data/0 does not match"):
+        checkpoints.read(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [{}, [torch.zeros(1)], torch.zeros(3), {"epoch": 3}, {"state_dict": {}}, {"state_dict": 3}, {0: torch.zeros(1)}],
