@@ -53,7 +53,7 @@ TECHNIQUES: dict[str, tuple[Stage, ...]] = {
     "error feedback, then coordinate descent": (layerwise(),),
     "+ the teacher's outputs as targets, batch norm corrected": (layerwise(asymmetric=True),),
     "+ random views in the moments": (layerwise(asymmetric=True, views=1),),
-    "+ outputs coupled as the network feels them: preset fast": (FAST,),
+    "+ outputs coupled as the network feels them": (FAST,),
     "(the same, then residual blocks reconstructed by gradient: BRECQ)": (FAST, BlockReconstruction(STEPS)),
     "+ scales and batch norm distilled": (FAST, Distillation(**PLAIN)),
     "+ codes distilled": (FAST, Distillation(**PLAIN | {"travel": Distillation.travel})),

@@ -7,7 +7,6 @@ writes `sizes.md`. Sizes do not depend on how codes were found, so weights are r
 layer, those of resnet50 from random ones. Every file is loaded in its own runtime and compared with the network.
 """
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,8 +45,8 @@ def main() -> None:
     """Write every file and the table."""
     columns = ["float state dict", "h5", *FORMATS]
     lines = [
-        f"| network | levels | {' | '.join(columns)} | h5, seconds to write and read |",
-        f"|---|---|{'---|' * (len(columns) + 1)}",
+        f"| network | levels | {' | '.join(columns)} |",
+        f"|---|---|{'---|' * len(columns)}",
     ]
     for name in NETWORKS:
         for kbits in KBITS:
@@ -64,16 +63,10 @@ def row(name: str, kbits: int) -> Iterator[str]:
         path = Path(folder) / "model"
         whole = export(model, path, formats.get("torch")(), images).bytes
         yield f"{whole:,}"
-        started = time.perf_counter()
-        written = h5.save(model, path)["total"]
-        saved = time.perf_counter()
-        h5.read(path)
-        seconds = f"{saved - started:.2f} and {time.perf_counter() - saved:.2f}"
-        yield _ratio(written, whole)
+        yield _ratio(h5.save(model, path)["total"], whole)
         for column, form in FORMATS.items():
             fits = kbits <= MOST.get(column, kbits)
             yield _ratio(export(model, path, form, images).bytes, whole) if fits else ""
-    yield seconds
 
 
 @torch.no_grad()

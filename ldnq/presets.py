@@ -61,7 +61,7 @@ presets.add(
     Preset(
         "no gradient step: asymmetric targets, coordinate descent, batch norm corrected after every layer",
         asymmetric=True,
-        defaults=ASYMMETRIC | {"distillation_steps": 0},
+        defaults=ASYMMETRIC | {"views": None, "distillation_steps": 0},
     ),
 )
 presets.add(

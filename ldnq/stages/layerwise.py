@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Of inputs, and of values between two layers, kept from one layer to the next.
 MAX_BYTES = 4 << 30
+# More, made up by random views, hardly improve the moments.
+SAMPLES = 500
 # Of the sensitivity of an output to itself, as a share of the layer's mean.
 FLOOR = 1e-4
 
@@ -41,9 +43,9 @@ class Layerwise:
     L-DNQ reconstructs what the teacher's weights would make of the student's inputs. With `asymmetric` it is the
     teacher's own output, plus what the other branch of a residual block lacks: the weights are first moved to the
     least-squares optimum (damped by `damping`), and batch norm or bias take up what is left of offset and gain. The
-    moments are then those of the images and of `views` random views of each. Errors of two outputs that the network
-    feels together make up for each other: `coupling` is the share of their joint sensitivity that the solver is told of
-    (YAQA, arXiv 2505.22988), found by `draws` gradients of every image.
+    moments are then those of the images and of `views` random views of each, None for as many as make `SAMPLES`. Errors
+    of two outputs that the network feels together make up for each other: `coupling` is the share of their joint
+    sensitivity that the solver is told of (YAQA, arXiv 2505.22988), found by `draws` gradients of every image.
     """
 
     solver: Solver
@@ -55,7 +57,7 @@ class Layerwise:
     cascade: Cascade | None = None
     asymmetric: bool = False
     damping: float = 0.01
-    views: int = 0
+    views: int | None = 0
     coupling: float = 0.0
     draws: int = 2
 
@@ -107,11 +109,12 @@ class Layerwise:
         """The passes of all batches through student and teacher, for one layer after the other."""
 
         def start(limit: float) -> Iterator[tuple[Walk, Walk]]:
-            for batch in calibration.views(self.views, generator):
+            for batch in calibration.views(views, generator):
                 yield Walk(joints.student, batch, limit), Walk(joints.teacher, batch, limit)
 
-        number = -(-len(calibration) // calibration.batch_size) * (1 + self.views)
-        size = 4 * calibration.images.numel() * (1 + self.views)
+        views = self.views if self.views is not None else -(-SAMPLES // len(calibration)) - 1
+        number = -(-len(calibration) // calibration.batch_size) * (1 + views)
+        size = 4 * calibration.images.numel() * (1 + views)
         if self.cascade or size > MAX_BYTES:
             # What has been passed changes once more, or there is more than memory holds.
             return lambda: start(0)

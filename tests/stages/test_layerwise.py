@@ -165,6 +165,20 @@ def _distance(network, state, x):
         return float((network(x) - state.student(x)).square().mean())
 
 
+@pytest.mark.parametrize(("views", "rounds"), [(0, 0), (2, 2), (None, 20)], ids=["none", "two", "as many as make 500"])
+def test_random_views_stand_beside_the_images(views, rounds):
+    seen = []
+
+    def augmentation(batch, generator):
+        seen.append(len(batch))
+        return batch
+
+    images = CalibrationImages(torch.randn(24, 3, 8, 8), lambda batch: batch, augmentation, 16, torch.device("cpu"))
+    state = QuantizationState(copy.deepcopy(_network()), _network())
+    Layerwise(Nearest(), TERNARY, views=views)(state, images, torch.Generator())
+    assert sum(seen) == rounds * 24
+
+
 @pytest.mark.parametrize("per_channel", [False, True], ids=["scale per layer", "scale per channel"])
 def test_asymmetric_reconstruction_brings_the_outputs_nearer_to_the_teachers(per_channel):
     torch.manual_seed(3)
