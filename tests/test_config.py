@@ -48,6 +48,8 @@ OPTIONS = {
     "cascade_lr": 0.01,
     "block_steps": 30,
     "distillation_steps": 20,
+    "abits": 6,
+    "ranges": "percentile",
     "keep_first_last": True,
     "training": False,
     "device": "cuda:1",
@@ -119,6 +121,9 @@ def test_the_known_numbers_of_levels_are_taken(kbits):
         ("kbits", 4, "expected kbits of 3, 5, 7, 9, 11, got 4"),
         ("kbits", 13, "expected kbits of 3, 5, 7, 9, 11, got 13"),
         ("scale", "row", "expected a scale of layer or channel, got 'row'"),
+        ("abits", 3, "expected 4 to 8 bits of activations, got 3"),
+        ("abits", 9, "expected 4 to 8 bits of activations, got 9"),
+        ("ranges", "minmax", "expected ranges by least-squares or percentile, got 'minmax'"),
         ("precision", "16", "expected a precision of auto, 32, bf16, got '16'"),
         ("batch_size", 0, "expected a batch size of at least 1, got 0"),
         ("workers", -1, "expected no negative workers or threads, got -1 and 0"),
@@ -126,7 +131,8 @@ def test_the_known_numbers_of_levels_are_taken(kbits):
     ],
     ids=[
         "ratio-zero", "ratio-above-one", "ratio-negative", "ratio-nan", "samples-zero", "samples-negative",
-        "seed-negative", "kbits-even", "kbits-too-many", "scale", "precision", "batch-size", "workers", "threads",
+        "seed-negative", "kbits-even", "kbits-too-many", "scale", "abits-few", "abits-many",
+        "ranges", "precision", "batch-size", "workers", "threads",
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_used_is_refused_in_one_line(option, value, expected):

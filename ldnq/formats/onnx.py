@@ -153,9 +153,13 @@ def _metadata(graph, model: QuantizedModel) -> dict[str, Any]:
 
 
 def _place(graph, name: str, tensor: Tensor) -> list:
-    if name in graph.initializers and np.array_equal(graph.initializers[name].const_value.numpy(), tensor.numpy()):
-        return []
-    values = base64.b64encode(to_bytes(tensor).tobytes()).decode()
+    values = to_bytes(tensor).tobytes()
+    # numpy has no bfloat16.
+    if name in graph.initializers and tensor.dtype != torch.bfloat16:
+        stored = graph.initializers[name].const_value
+        if stored.shape.numpy() == tuple(tensor.shape) and stored.tobytes() == values:
+            return []
+    values = base64.b64encode(values).decode()
     return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), values]
 
 
