@@ -64,7 +64,7 @@ METHODS: dict[str, Method] = {
     "Brevitas, Qronos": brevitas(qronos),
     "Brevitas, learned rounding by layer": brevitas(partial(learned_rounding, blocks=False)),
     "Brevitas, learned rounding by block": brevitas(partial(learned_rounding, blocks=True)),
-    "ldnq, nearest": ldnq(preset="paper", solver="nearest", training=False),
+    "ldnq, nearest, nothing else": ldnq(preset="paper", solver="nearest", training=False),
     **{f"ldnq, {preset}": ldnq(preset=preset) for preset in PRESETS},
     "all 50,000 images: straight-through training": trained_on_all,
 }
@@ -113,11 +113,13 @@ def table(rows: list[dict]) -> str:
     for model, weights in dict.fromkeys((row["model"], row["weights"]) for row in rows):
         groups = {name: _rows_of(rows, model, weights, name) for name in METHODS}
         unit = {row["seed"]: row["seconds"] for row in groups["ldnq, fast"]}
+        # Weights that ship are kept by their digest.
+        file = weights if Path(weights).suffix else f"{model}-cifar10.safetensors"
         for name, group in groups.items():
             times = [row["seconds"] / unit[row["seed"]] for row in group if row["seed"] in unit]
             if group:
                 lines.append(
-                    f"| {model} | {weights} | {name} | {group[0]['teacher_top1']:.2f} "
+                    f"| {model} | {file} | {name} | {group[0]['teacher_top1']:.2f} "
                     f"| {spread(group, 'quantized_top1')} | {spread(group, 'top1_drop')} "
                     f"| {f'{statistics.median(times):.1f}' if times else ''} | {len(group)} |"
                 )

@@ -16,6 +16,8 @@ from ldnq.quantizers.activations import input_grid, points, trace, with_grids
 log = logging.getLogger(__name__)
 
 
+# Of a value, kept of every batch.
+ENTRIES = 1 << 14
 # Of a bias in units of its scale: more is not exact in float32.
 LARGEST = 1 << 24
 
@@ -84,7 +86,8 @@ class _Observer(fx.Interpreter):
         if n.name in self.kept:
             flat = value.detach().float().flatten()
             ends = torch.stack([flat.min(), flat.max()])
-            self.kept[n.name].append(torch.cat([ends, flat[:: max(1, len(flat) // 16384)]]).cpu())
+            # An odd step meets every channel and place of sizes that are even.
+            self.kept[n.name].append(torch.cat([ends, flat[:: len(flat) // ENTRIES | 1]]).cpu())
         return value
 
     def values(self, name: str) -> Tensor:

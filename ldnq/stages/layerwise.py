@@ -112,7 +112,7 @@ class Layerwise:
             for batch in calibration.views(views, generator):
                 yield Walk(joints.student, batch, limit), Walk(joints.teacher, batch, limit)
 
-        views = self.views if self.views is not None else -(-SAMPLES // len(calibration)) - 1
+        views = self._views(calibration)
         number = -(-len(calibration) // calibration.batch_size) * (1 + views)
         size = 4 * calibration.images.numel() * (1 + views)
         if self.cascade or size > MAX_BYTES:
@@ -120,6 +120,11 @@ class Layerwise:
             return lambda: start(0)
         kept = list(start(MAX_BYTES / (2 * number)))
         return lambda: kept
+
+    def _views(self, calibration: CalibrationImages) -> int:
+        if calibration.augmentation is None:
+            return 0
+        return self.views if self.views is not None else -(-SAMPLES // len(calibration)) - 1
 
     def _sensitivities(
         self,
