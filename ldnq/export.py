@@ -45,7 +45,8 @@ def export(model: QuantizedModel, path: Path, form: Format, images: Tensor, veri
     Raises `ExportError` where the file does not compute what the network does; nothing is written then.
     """
     with replacing(path) as temporary:
-        form.write(model, temporary, images[:2])
+        # Of a single image a tracer would take the size of the batch for a constant.
+        form.write(model, temporary, torch.cat([images, images])[:2])
         agreed = check(model, form, temporary, images) if verify else 0
     size = path.stat().st_size
     count = sum(weight.codes.numel() for weight in model.weights.values())
@@ -68,7 +69,8 @@ def check(model: QuantizedModel, form: Format, path: Path, images: Tensor) -> in
     batches = images.split(BATCH)
     expected = torch.cat([model.module(batch) for batch in batches])
     found = torch.cat([opened.forward(batch) for batch in batches])
-    largest, difference = float(expected.abs().max()), (found - expected).abs().flatten(1).amax(1)
+    written = torch.cat([opened.as_written(batch) for batch in batches]) if opened.as_written else found
+    largest, difference = float(expected.abs().max()), (written - expected).abs().flatten(1).amax(1)
     # NaN is no small difference.
     if not bool((difference <= (GRID_TOLERANCE if model.grids else TOLERANCE) * largest).all()):
         image = int(difference.argmax())
@@ -82,27 +84,35 @@ def check(model: QuantizedModel, form: Format, path: Path, images: Tensor) -> in
     return int(same.sum())
 
 
-def folded(model: QuantizedModel) -> QuantizedModel:
-    """`model` with its batch norms folded into the layers before them."""
-    module, weights = fold_batch_norms(model.module, model.weights)
+def folded(model: QuantizedModel, images: Tensor) -> QuantizedModel:
+    """`model` with its batch norms folded into the layers before them; `images` (n, …) are to try it on."""
+    module, weights = fold_batch_norms(model.module, model.weights, images)
     return replace(model, module=module, weights=weights, folded=True)
 
 
 def sample_images(model: QuantizedModel, config: DataConfig, count: int = SAMPLES) -> Tensor:
-    """Some of the images that `model` was calibrated on, as it takes them; noise where they are not to be found."""
+    """Training images as `model` takes them, of a plain draw the ones that it was calibrated on; noise where there are
+    none. Raises what is wrong with a dataset that `config` names."""
     preprocessing = model.preprocessing
     if preprocessing is None:
-        raise UsageError("the checkpoint does not say what its images look like: expected one of 'ldnq quantize'")
+        if not config.image_size:
+            raise UsageError("the checkpoint does not say what its images look like: give --image-size")
+        return torch.randn(count, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     try:
-        family = resolve_dataset(config.dataset, model.provenance.get("dataset", ""), model.model)
+        family = resolve_dataset(config.dataset, str(model.provenance.get("dataset", "")), model.model)
         train = load_data(config, family).train
-        samples = min(model.provenance.get("calibration_samples") or count, len(train))
-        drawn = draw(train, family.name, CalibrationConfig(samples=samples, seed=model.provenance.get("seed", 0)))
+        samples = min(_number(model, "calibration_samples") or count, len(train))
+        drawn = draw(train, family.name, CalibrationConfig(samples=samples, seed=_number(model, "seed")))
         images, _ = in_memory(Prepared(train, preprocessing, drawn.indices[:count]))
     except (DataError, UsageError) as error:
-        if config.data_root:
+        if config.data_root or config.dataset:
             raise
         log.warning("the exported file is checked on noise: %s", error)
         size = preprocessing.image_size
         images = torch.randint(256, (count, 3, size, size), generator=torch.Generator().manual_seed(0))
     return preprocessing.normalize(images)
+
+
+def _number(model: QuantizedModel, name: str) -> int:
+    value = model.provenance.get(name)
+    return value if isinstance(value, int) and value > 0 else 0

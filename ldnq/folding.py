@@ -1,29 +1,38 @@
 """Batch norms folded into the layers before them, codes left codes."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ldnq.errors import NetworkError
 from ldnq.quantized import QuantizedWeight
 from ldnq.wiring import Wiring
+
+# Of the largest output.
+TOLERANCE = 1e-3
 
 
 @torch.no_grad()
 def fold_batch_norms(
-    module: nn.Module, weights: Mapping[str, QuantizedWeight]
+    module: nn.Module, weights: Mapping[str, QuantizedWeight], example: Tensor
 ) -> tuple[nn.Module, dict[str, QuantizedWeight]]:
     """The same network and its quantized weights, within float32 rounding, without the batch norms that follow a layer:
     their gain becomes part of the layer's scales, one a channel, and their offset its bias. A channel of negative gain
-    has its codes mirrored. What is given is left as it is."""
+    has its codes mirrored. What is given is left as it is. Raises `NetworkError` where outputs of the batch `example`
+    become others."""
     folded, weights = copy.deepcopy(module), dict(weights)
     for layer, norm in _pairs(folded):
         weights |= _fold(folded.get_submodule(layer), layer, folded.get_submodule(norm), weights)
         # A bias on the codebook becomes a float one.
         weights.pop(f"{layer}.bias", None)
         folded.set_submodule(norm, nn.Identity())
+    expected, found = module(example), folded(example)
+    if not bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max()):
+        raise NetworkError("the batch norms of the network cannot be folded: its outputs become others")
     return folded, weights
 
 
@@ -36,10 +45,15 @@ def without_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Layers that own their weight, and the batch norms after them."""
     wiring = Wiring(module)
-    for layer in wiring.layers:
-        if hasattr(module.get_submodule(layer), "weight") and (norm := wiring.batch_norm_after(layer)):
-            yield layer, norm
+    owners = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+    for name in wiring.layers:
+        layer = module.get_submodule(name)
+        # Exact types: another's output may lie along another axis of its weight.
+        own = type(layer) in (nn.Conv2d, nn.Linear) and owners[id(layer.weight)] == 1
+        if own and (norm := wiring.batch_norm_after(name)):
+            yield name, norm
 
 
 def _with_bias(layer: nn.Module) -> None:

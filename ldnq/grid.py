@@ -1,9 +1,12 @@
 """The values that a quantized activation may take."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ldnq.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,10 @@ class Grid:
     scale: float
     zero_point: int
     bits: int
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.bits <= 8 and 0 <= self.zero_point < 2**self.bits and 0 < self.scale < math.inf):
+            raise UsageError(f"expected a grid of a positive scale and up to eight bits with 0 on it, got {self}")
 
     @property
     def ends(self) -> tuple[float, float]:

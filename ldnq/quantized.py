@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldnq.codebook import Codebook
-from ldnq.errors import NetworkError
+from ldnq.errors import NetworkError, UsageError
 from ldnq.graph import Layer, SkippedLayer
 from ldnq.grid import Grid
 from ldnq.preprocessing import Preprocessing
@@ -25,6 +25,8 @@ class QuantizedWeight:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", self.scale.flatten().float())
+        if self.scale.numel() not in (1, *self.codes.shape[:1]):
+            raise UsageError(f"expected one scale or one a channel, got {self.scale.numel()} for {self.codes.shape}")
 
     def dequantize(self) -> Tensor:
         """`scale · levels[codes]`, float32 in the parameter's shape."""

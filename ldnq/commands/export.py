@@ -25,6 +25,7 @@ from ldnq.config import DataConfig, read_options
 @click.option(
     "--data-root", type=click.Path(), help="The dataset's folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
 )
+@click.option("--image-size", type=click.IntRange(8, 4096), metavar="PIXELS", help="Where the checkpoint has none.")
 def export_command(
     checkpoint: Path,
     name: str,
@@ -37,6 +38,7 @@ def export_command(
     model_args: dict,
     dataset: str | None,
     data_root: str | None,
+    image_size: int | None,
 ) -> None:
     """Write a quantized network as a file that other runtimes run, and check it in its own runtime.
 
@@ -51,14 +53,18 @@ def export_command(
 
     path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
     form = formats.formats.get(name)(**chosen)
-    contents = formats.read(path)
-    network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
-    if fold_batchnorm:
-        network = folded(network)
     output = output or path.with_suffix(form.suffix)
+    if not output.name or (output.exists() and not output.is_file()):
+        raise click.UsageError(f"expected a file for --output, got {output}")
     if output.resolve() == path.resolve():
         raise click.UsageError(f"expected --output, another file than {path}, which is read")
-    images = sample_images(network, DataConfig(dataset, data_root or _data_root_of(checkpoint)))
+    if model_args and not model:
+        raise click.UsageError("expected --model with --model-arg")
+    contents = formats.read(path)
+    network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
+    images = sample_images(network, DataConfig(dataset, data_root or _data_root_of(checkpoint), image_size=image_size))
+    if fold_batchnorm:
+        network = folded(network, images)
     exported = export(network, output, form, images, verify)
     console.table(_summary(network, exported, output) + form.remarks(output, network))
     console.table(_floats(network), ("stays float", "why"))
@@ -77,7 +83,7 @@ def _options(name: str, **values) -> dict:
 def _data_root_of(run: Path) -> str | None:
     """Where the images of a run were, if they still are."""
     config = run / "config.json"
-    root = read_options(config)["data_root"] if config.is_file() else None
+    root = read_options(config).get("data_root") if config.is_file() else None
     return root if root and Path(root).is_dir() else None
 
 

@@ -1,5 +1,6 @@
 """What every kind of checkpoint holds, and how a network comes out of it."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -69,9 +70,9 @@ class Contents:
                 )
             module = build(self.model, self.model_args)
         if self.folded:
-            module = without_batch_norms(module)
+            module = without_batch_norms(copy.deepcopy(module))
         if self.grids:
-            module = with_grids(module, self.grids)
+            module = with_grids(module, self.grids, self.weights)
         _fill(module, self.tensors | {name: weight.dequantize() for name, weight in self.weights.items()}, path)
         return QuantizedModel(
             module.eval(),

@@ -110,8 +110,6 @@ def _weights(header: Mapping[str, Any], blocks: Mapping[str, np.ndarray]) -> dic
         codebook, count = codebooks[index], math.prod(shape)
         codes = unpack(packed.take(packed_size(count, codebook.num_levels)), count, codebook.num_levels)
         scale = torch.from_numpy(scales.take(num_scales).astype(np.float32))
-        if num_scales not in (1, shape[0]):
-            raise ValueError(f"{num_scales} scales for {shape[0]} channels")
         weights[str(name)] = QuantizedWeight(torch.from_numpy(codes).view(shape), scale, codebook)
     for reader in (levels, packed, scales):
         reader.finish()

@@ -5,10 +5,11 @@ use for.
 """
 
 import base64
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,10 +17,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldnq.codebook import Codebook
-from ldnq.errors import CheckpointError, UsageError
+from ldnq.errors import CheckpointError, ExportError, UsageError
 from ldnq.extras import require
 from ldnq.files import replacing
 from ldnq.formats.contents import DTYPES, Contents, check_version, describe, digest, float_tensors, reading, to_bytes
@@ -33,8 +34,7 @@ KEY = "ldnq.quantized"
 OPSETS = {"float": 20, "int8": 20, "int16": 21, "int4": 21, "int2": 25}
 RANGES = {"int2": 1, "int4": 7, "int8": 127, "int16": 32767}
 # Of the graph that onnxruntime makes of a file.
-INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul")
-FLOAT_LAYERS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger")
 WEIGHT_TYPES = ("int8", "int4", "int2", "float")
 
 
@@ -56,6 +56,8 @@ class Onnx(Format):
 
     def write(self, model: QuantizedModel, path: Path, example: Tensor) -> None:
         """Write `model` to `path`; batches may have any size. Raises `UsageError` where levels do not fit the type."""
+        if model.grids and self.weight_type != "int8":
+            raise UsageError(f"activations on grids go with --weight-type int8, got {self.weight_type}")
         onnx, ir = require("onnx", "onnx"), require("onnx_ir", "onnx")
         integers = self.weight_type != "float"
         kinds = {name: self._kind(name, weight.codebook) for name, weight in model.weights.items() if integers}
@@ -65,9 +67,12 @@ class Onnx(Format):
             put_integers(exported.graph, model, name, kind)
         simplify(exported)
         exported.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
-        exported.metadata_props[KEY] = json.dumps(_metadata(exported.graph, model))
+        metadata = _metadata(exported.graph, model)
+        proto = ir.to_proto(exported)
+        metadata["graph_sha256"] = _digest_of_graph(proto)
+        proto.metadata_props.add(key=KEY, value=json.dumps(metadata))
         with replacing(path) as temporary:
-            ir.save(exported, temporary, format="protobuf")
+            temporary.write_bytes(proto.SerializeToString())
 
     def open(self, path: Path, model: QuantizedModel) -> Opened:
         """The file in onnxruntime, and the weights as that computes them."""
@@ -80,21 +85,19 @@ class Onnx(Format):
         image = proto.graph.input[0].type.tensor_type.shape.dim[1:]
         nothing = np.zeros((1, *(entry.dim_value for entry in image)), np.float32)
         weights = _session(proto.SerializeToString()).run(list(model.weights), {"input": nothing})
-        session = _session(path.read_bytes())
-
-        def forward(batch: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(["output"], {"input": batch.numpy(force=True)})[0])
-
-        return Opened({name: torch.from_numpy(weight) for name, weight in zip(model.weights, weights)}, forward)
+        as_written = _forward(_session(path.read_bytes(), optimize=False)) if model.grids else None
+        found = {name: torch.from_numpy(weight) for name, weight in zip(model.weights, weights)}
+        return Opened(found, _forward(_session(path.read_bytes())), as_written)
 
     def remarks(self, path: Path, model: QuantizedModel) -> list[tuple[str, str]]:
         """How many layers onnxruntime computes with integers, where activations are on grids."""
         if not model.grids:
             return []
         kinds = _optimized_kinds(path)
-        whole = sum(kinds[kind] for kind in INTEGER_LAYERS)
-        total = whole + sum(kinds[kind] for kind in FLOAT_LAYERS)
-        return [("integer layers", f"{whole} of {total}, as onnxruntime runs them")]
+        calls = [node for node in model.module.graph.nodes if node.op == "call_module"]
+        layers = [node for node in calls if isinstance(model.module.get_submodule(node.target), (nn.Conv2d, nn.Linear))]
+        whole = min(len(layers), sum(kinds[kind] for kind in INTEGER_LAYERS))
+        return [("integer layers", f"{whole} of {len(layers)}, as onnxruntime runs them")]
 
     def _kind(self, name: str, codebook: Codebook) -> str:
         """The integer type of a codebook's levels; raises `UsageError` where they do not fit the one asked for."""
@@ -111,7 +114,7 @@ class Onnx(Format):
 
 
 def read(path: Path) -> Contents:
-    """Read what `Onnx.write` wrote with integer weights and batch norms left in place, without building the network.
+    """Read what `Onnx.write` wrote with integer weights, without building the network.
 
     Raises `CheckpointError` where the file is not such a one or is damaged.
     """
@@ -130,6 +133,8 @@ def read(path: Path) -> Contents:
         initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
     check_version(path, metadata, FORMAT_VERSION)
     with reading(path):
+        if metadata["graph_sha256"] != _digest_of_graph(proto):
+            raise CheckpointError("the checksum of its graph does not match")
         weights = {
             str(name): _weight(name, Codebook(tuple(map(float, levels))), initializers)
             for name, levels in metadata["weights"].items()
@@ -192,13 +197,27 @@ def _array(tensor) -> np.ndarray:
     return onnx.numpy_helper.to_array(tensor).copy()
 
 
-def _session(model: bytes, optimized: Path | None = None):
+def _digest_of_graph(proto) -> str:
+    return hashlib.sha256(proto.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _session(model: bytes, optimize: bool = True, optimized: Path | None = None):
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized:
         options.optimized_model_filepath = str(optimized)
-    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for every failure
+        message = " ".join(str(error).split())[:200]
+        raise ExportError(f"onnxruntime {runtime.__version__} does not take the file: {message}") from error
+
+
+def _forward(session) -> Callable[[Tensor], Tensor]:
+    return lambda batch: torch.from_numpy(session.run(["output"], {"input": batch.numpy(force=True)})[0])
 
 
 def _optimized_kinds(path: Path) -> Counter[str]:
@@ -206,5 +225,5 @@ def _optimized_kinds(path: Path) -> Counter[str]:
     onnx = require("onnx", "onnx")
     with TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        _session(path.read_bytes(), optimized)
+        _session(path.read_bytes(), optimized=optimized)
         return Counter(node.op_type for node in onnx.load(optimized).graph.node)

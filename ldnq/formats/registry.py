@@ -14,10 +14,11 @@ from ldnq.registry import Registry
 @dataclass(frozen=True)
 class Opened:
     """A file in the runtime it is made for: quantized `weights` as that dequantizes them, by their names, and `forward`
-    from a batch of inputs to outputs."""
+    from a batch of inputs to outputs. Where the runtime rewrites the file, `as_written` computes what it says."""
 
     weights: Mapping[str, Tensor]
     forward: Callable[[Tensor], Tensor]
+    as_written: Callable[[Tensor], Tensor] | None = None
 
 
 class Format(Protocol):

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ldnq.errors import UsageError
+from ldnq.errors import NetworkError, UsageError
 from ldnq.files import replacing
 from ldnq.formats.registry import Format, Opened, formats
 from ldnq.quantized import QuantizedModel
@@ -47,13 +47,15 @@ class TorchExport(Format):
 
     def write(self, model: QuantizedModel, path: Path, example: Tensor) -> None:
         """Write the exported program to `path`; batches may have any size."""
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch about its own deprecations
-            # The file keeps the example, and all that its memory holds.
-            example = example.clone()
-            program = torch.export.export(model.module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-            archive = io.BytesIO()
-            torch.export.save(program, archive)
+        archive = io.BytesIO()
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # of torch about its own deprecations
+                batch = {0: torch.export.Dim("batch")}
+                torch.export.save(torch.export.export(model.module, (example,), dynamic_shapes=(batch,)), archive)
+        except Exception as error:  # whatever a forward pass does that torch.export cannot follow
+            message = " ".join(str(error).split())[:200]
+            raise NetworkError(f"torch.export cannot export the network: {message}") from error
         with replacing(path) as temporary:
             temporary.write_bytes(archive.getvalue())
 

@@ -1,7 +1,7 @@
 """Activations on a grid of integers: where in a network, and what computes it."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,8 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.grid = grid
         self.register_buffer("scale", torch.tensor(grid.scale), persistent=False)
-        self.register_buffer("zero_point", torch.tensor(grid.zero_point, dtype=torch.uint8), persistent=False)
+        for name, value in {"zero_point": grid.zero_point, "lowest": 0, "highest": 2**grid.bits - 1}.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.uint8), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` in its own shape."""
@@ -38,10 +39,12 @@ class ActivationQuantizer(nn.Module):
 
     def _as_onnx(self, x: Tensor) -> Tensor:
         """The same in the operators that runtimes know to compute with integers; those have eight bits."""
-        if self.grid.bits < 8:
-            x = x.clamp(*self.grid.ends)
         parameters = (self.scale, self.zero_point)
         integers = torch.onnx.ops.symbolic("QuantizeLinear", (x, *parameters), dtype=torch.uint8, shape=x.shape)
+        if self.grid.bits < 8:
+            # Of integers: a runtime finds its pattern only where floats go into them at once.
+            ends = (self.lowest, self.highest)
+            integers = torch.onnx.ops.symbolic("Clip", (integers, *ends), dtype=torch.uint8, shape=x.shape)
         return torch.onnx.ops.symbolic("DequantizeLinear", (integers, *parameters), dtype=x.dtype, shape=x.shape)
 
 
@@ -67,17 +70,29 @@ def points(traced: fx.GraphModule, example: Tensor) -> dict[str, str]:
         kind = _kind(traced, node)
         if node.op in ("output", "get_attr") or node.name not in values.floats or kind in IDLE:
             continue
-        source = _through(traced, node.args[0]) if kind in MOVES and isinstance(node.args[0], fx.Node) else None
-        if source is not None and source.name in found:
-            found[node.name] = found[source.name]
-        elif kind not in MOVES and not _ends_here(traced, node):
+        if _moves(traced, node):
+            source = _through(traced, node.all_input_nodes[0])
+            if source.name in found:
+                found[node.name] = found[source.name]
+        elif not _ends_here(traced, node):
             found[node.name] = node.name
     return found
 
 
-def with_grids(module: nn.Module, grids: Mapping[str, Grid]) -> fx.GraphModule:
-    """`module` with its values of these names on their grids; raises `NetworkError` where there is no such value."""
+def with_grids(module: nn.Module, grids: Mapping[str, Grid], weights: Container[str]) -> fx.GraphModule:
+    """`module` with its values of these names on their grids; raises `NetworkError` where there is no such value.
+
+    Layers whose weights are not among the quantized `weights` take what was before the grid: a runtime would quantize
+    what stands between integers by itself.
+    """
     traced = trace(module)
+    floats = {
+        node
+        for node in traced.graph.nodes
+        if node.op == "call_module"
+        and isinstance(traced.get_submodule(node.target), (nn.Conv2d, nn.Linear))
+        and f"{node.target}.weight" not in weights
+    }
     nodes = {node.name: node for node in traced.graph.nodes}
     for name, grid in grids.items():
         if name not in nodes:
@@ -86,7 +101,7 @@ def with_grids(module: nn.Module, grids: Mapping[str, Grid]) -> fx.GraphModule:
         traced.add_submodule(place, ActivationQuantizer(grid))
         with traced.graph.inserting_after(nodes[name]):
             quantized = traced.graph.call_module(place, (nodes[name],))
-        nodes[name].replace_all_uses_with(quantized, lambda user, quantized=quantized: user is not quantized)
+        nodes[name].replace_all_uses_with(quantized, lambda user, q=quantized: user is not q and user not in floats)
     traced.recompile()
     return traced.train(module.training)
 
@@ -95,7 +110,7 @@ def input_grid(traced: fx.GraphModule, layer: str) -> Grid | None:
     """The grid that the inputs of the layer called `layer` are on, if there is one."""
     for node in traced.graph.nodes:
         if node.op == "call_module" and node.target == layer:
-            source = _through(traced, node.args[0])
+            source = _through(traced, node.all_input_nodes[0])
             module = traced.get_submodule(source.target) if source.op == "call_module" else None
             return module.grid if isinstance(module, ActivationQuantizer) else None
     return None
@@ -119,10 +134,16 @@ def _kind(traced: fx.GraphModule, node: fx.Node):
     return type(traced.get_submodule(node.target)) if node.op == "call_module" else node.target
 
 
+def _moves(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if _kind(traced, node) is F.pad and node.kwargs.get("value", node.args[3] if len(node.args) > 3 else 0):
+        return False
+    return _kind(traced, node) in MOVES
+
+
 def _through(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
     """Where a value comes from that modules only hand on."""
     while _kind(traced, node) in IDLE:
-        node = node.args[0]
+        node = node.all_input_nodes[0]
     return node
 
 
@@ -130,7 +151,7 @@ def _ends_here(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether all that becomes of a value is an output, or is clipped next."""
     for user in node.users:
         kind = _kind(traced, user)
-        if kind in IDLE or kind in MOVES:
+        if kind in IDLE or _moves(traced, user):
             if not _ends_here(traced, user):
                 return False
         elif user.op != "output" and kind not in CLIPS:

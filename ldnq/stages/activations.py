@@ -1,7 +1,7 @@
 """Activations on grids of integers, for runtimes that compute with them."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -10,7 +10,7 @@ from ldnq.calibration import CalibrationImages
 from ldnq.folding import fold_batch_norms
 from ldnq.grid import Grid
 from ldnq.progress import track
-from ldnq.quantized import QuantizationState
+from ldnq.quantized import QuantizationState, QuantizedWeight
 from ldnq.quantizers.activations import input_grid, points, trace, with_grids
 
 log = logging.getLogger(__name__)
@@ -18,8 +18,11 @@ log = logging.getLogger(__name__)
 
 # Of a value, kept of every batch.
 ENTRIES = 1 << 14
+# The scale of what is always zero: biases after it are in its units.
+NOTHING = 2.0**-10
 # Of a bias in units of its scale: more is not exact in float32.
 LARGEST = 1 << 24
+COUNTED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,17 @@ class ActivationRanges:
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
     ) -> QuantizationState:
-        state.student, state.weights = fold_batch_norms(state.student, state.weights)
+        batches = list(calibration.batches())
+        state.student, state.weights = fold_batch_norms(state.student, state.weights, batches[0])
         state.folded = True
         traced = trace(state.student)
-        batches = list(calibration.batches())
         places = points(traced, batches[0][:2])
         observer = _Observer(traced, {name for name, source in places.items() if name == source})
         for batch in track(batches, "measuring activations"):
             observer.run(batch)
         own = {name: self._grid(observer.values(name)) for name in observer.names}
         state.grids = {name: own[source] for name, source in places.items()}
-        student = with_grids(state.student, state.grids)
+        student = with_grids(state.student, state.grids, state.weights)
         _round_biases(student, state)
         state.student = student
         log.info("%d activations on grids of %d values", len(state.grids), 2**self.bits)
@@ -68,7 +71,7 @@ class ActivationRanges:
 
     def _between(self, low: float, high: float) -> Grid:
         most = 2**self.bits - 1
-        scale = torch.tensor((high - low) / most if high > low else 1.0).item()
+        scale = torch.tensor((high - low) / most if high > low else NOTHING).item()
         return Grid(scale, min(most, max(0, round(-low / scale))), self.bits)
 
 
@@ -103,10 +106,24 @@ def _squared_error(values: Tensor, grid: Grid) -> float:
 
 def _round_biases(student: fx.GraphModule, state: QuantizationState) -> None:
     """Biases of quantized layers in units of the scale of their input times those of their weights."""
-    for name, weight in state.weights.items():
+    for name, weight in list(state.weights.items()):
         layer = student.get_submodule(name.rpartition(".")[0])
         grid = input_grid(student, name.rpartition(".")[0])
-        if name.endswith("weight") and grid is not None and getattr(layer, "bias", None) is not None:
-            unit = grid.bias_unit(weight.scale).to(layer.bias.device)
-            steps = (layer.bias / unit).round()
-            layer.bias.copy_(torch.where(steps.abs() < LARGEST, steps * unit, layer.bias))
+        if not name.endswith("weight") or grid is None or getattr(layer, "bias", None) is None:
+            continue
+        bias = layer.bias.cpu()
+        if weight.scale.numel() == len(bias) and weight.codebook.num_levels % 2:
+            weight = _without_traces(weight, bias, grid)
+            state.weights[name] = weight
+            layer.weight.copy_(weight.dequantize())
+        unit = grid.bias_unit(weight.scale)
+        steps = (bias / unit).round()
+        layer.bias.copy_(torch.where(steps.abs() < LARGEST, steps * unit, bias))
+
+
+def _without_traces(weight: QuantizedWeight, bias: Tensor, grid: Grid) -> QuantizedWeight:
+    """Channels whose weights are nothing beside their bias become zeros, of a scale in which it can be counted."""
+    traces = (bias / grid.bias_unit(weight.scale)).abs() >= LARGEST
+    codes = torch.where(traces.view(-1, *[1] * (weight.codes.dim() - 1)), weight.codebook.num_levels // 2, weight.codes)
+    scale = torch.where(traces, bias.abs() / (grid.scale * COUNTED), weight.scale)
+    return replace(weight, codes=codes.to(torch.uint8), scale=scale)

@@ -369,7 +369,7 @@ def test_folded_batch_norms_give_the_same_outputs_with_codes_left_codes(tmp_path
         for norm in (model.module.features[1], model.module.features[4]):
             norm.weight[0] = -1.5  # mirrors the channel's codes
             norm.weight[1] = 0.0
-    plain = folded(model)
+    plain = folded(model, IMAGES)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.module.modules())
     assert plain.weights.keys() == model.weights.keys()
     first, before = plain.weights["features.0.weight"], model.weights["features.0.weight"]
@@ -394,12 +394,12 @@ def test_float_layers_are_folded_too():
     model.module.norm.running_mean.normal_()
     model.module.norm.running_var.uniform_(0.5, 2)
     with torch.no_grad():
-        torch.testing.assert_close(folded(model).module(IMAGES), model.module(IMAGES), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(folded(model, IMAGES).module(IMAGES), model.module(IMAGES), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["onnx", "safetensors"])
 def test_folded_files_are_loaded_again(name, tmp_path):
-    model = folded(small_model())
+    model = folded(small_model(), IMAGES)
     path, _ = _export(model, tmp_path, name)
     loaded = load(path, SmallNet())
     assert loaded.folded

@@ -70,7 +70,7 @@ def test_a_grid_is_that_of_quantize_linear(bits, zero_point):
 
 
 def test_every_result_gets_a_grid_but_outputs_and_what_is_clipped(network):
-    found = points(trace(fold_batch_norms(network, {})[0]), IMAGES[:2])
+    found = points(trace(fold_batch_norms(network, {}, IMAGES)[0]), IMAGES[:2])
     assert found == {
         "x": "x",
         "relu": "relu",  # not the convolution before it
@@ -176,7 +176,7 @@ def test_a_network_that_cannot_be_traced_is_refused(network):
 
 def test_grids_of_another_network_are_refused(network):
     with pytest.raises(NetworkError, match="has no value norm3 to put on a grid"):
-        with_grids(network, {"norm3": Grid(0.1, 0, 8)})
+        with_grids(network, {"norm3": Grid(0.1, 0, 8)}, ())
 
 
 def test_activations_that_are_always_zero_stay_zero(network):
