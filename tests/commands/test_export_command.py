@@ -93,6 +93,10 @@ def test_inspect_reads_what_was_exported(ldnq, finished, own, workdir):
         (["RUN", "--format", "torch", "--weight-type", "int4"], "--weight-type is not for --format torch"),
         (["RUN", "--dequantized"], "--dequantized is not for --format onnx"),
         (["RUN", "--data-root", "nowhere", "--dataset", "cifar10"], "no folder nowhere"),
+        (["RUN", "--dataset", "cifar10"], "no folder data/cifar10"),
+        (["RUN", "-o", "."], "expected a file for --output, got ."),
+        (["RUN", "-o", "/"], "expected a file for --output, got /"),
+        (["RUN", "-o", "/dev/null"], "expected a file for --output, got /dev/null"),
     ],
 )
 def test_bad_input_is_one_line(ldnq, finished, own, words, message, workdir):
@@ -111,6 +115,18 @@ def test_activations_of_eight_bits_become_integer_layers(ldnq, tiny, own, workdi
     assert "integer layers           4 of 4" in result.out
     measured = json.loads(ldnq("evaluate", "run/model.h5", "--json", *own).out)
     assert measured["top1"] == metrics["quantized_top1"]
+
+
+def test_a_checkpoint_of_the_python_interface_needs_the_size_of_its_images(ldnq, finished, own, workdir):
+    from ldnq.formats import h5
+
+    model = load(finished / "model.h5", build(own[1], {}))
+    model.preprocessing = None
+    h5.save(model, workdir / "model.h5")
+    refused = ldnq("export", "model.h5", *own)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "give --image-size" in refused.err
+    assert ldnq("export", "model.h5", "--image-size", 32, *own).code == 0
 
 
 def test_a_file_is_not_written_over_the_one_it_is_read_from(ldnq, finished, own, workdir):

@@ -251,8 +251,9 @@ def test_a_network_that_cannot_be_exported_is_one_line(tmp_path):
         def forward(self, x):
             return super().forward(x if float(x.sum()) > 0 else -x)
 
-    with pytest.raises(NetworkError, match=r"^torch\.onnx cannot export the network: [^\n]+$"):
-        _export(_all_of(Branching(), 3, "layer"), tmp_path)
+    for name in ("onnx", "torch-export"):
+        with pytest.raises(NetworkError, match=r"^torch\.(onnx|export) cannot export the network: [^\n]+$"):
+            _export(_all_of(Branching(), 3, "layer"), tmp_path, name)
 
 
 def test_levels_that_are_no_integers_need_floats(tmp_path):
@@ -294,8 +295,7 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(saved):
             refused += 1
             continue
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
-    # An ONNX file has a graph beside what is loaded here.
-    assert refused > (0.25 if saved.suffix == ".onnx" else 0.9) * len(positions)
+    assert refused > 0.9 * len(positions)
 
 
 def test_a_file_cut_short_is_refused(saved):
@@ -395,6 +395,78 @@ def test_float_layers_are_folded_too():
     model.module.norm.running_var.uniform_(0.5, 2)
     with torch.no_grad():
         torch.testing.assert_close(folded(model, IMAGES).module(IMAGES), model.module(IMAGES), rtol=1e-5, atol=1e-5)
+
+
+class Odd(nn.Module):
+    """Batch norms after what is no layer of its own weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.twin = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.twin.weight = self.first.weight
+        self.up = nn.ConvTranspose2d(3, 3, 3)
+        self.bend = nn.PReLU(3)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(4))
+
+    def forward(self, x):
+        for layer, norm in zip((self.first, self.twin, self.up, self.bend), self.norms):
+            x = norm(layer(x))
+        return x.mean((2, 3))
+
+
+def test_only_layers_that_own_their_weights_are_folded():
+    model = QuantizedModel(Odd(), {})
+    with torch.no_grad():
+        for _ in range(3):
+            model.module(torch.randn(8, 3, 9, 9))
+        for norm in model.module.norms:
+            norm.weight.uniform_(0.5, 2)
+    model.module.eval()
+    plain = folded(model, IMAGES)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in plain.module.modules()) == 4
+    with torch.no_grad():
+        assert torch.equal(plain.module(IMAGES), model.module(IMAGES))
+
+
+def test_a_batch_norm_along_another_axis_is_not_folded_in_silence():
+    class Along(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(9, 9), nn.BatchNorm1d(9)
+
+        def forward(self, x):
+            return self.norm(self.layer(x.flatten(2)[..., :9].repeat(1, 3, 1))).mean(2)
+
+    model = QuantizedModel(Along().eval(), {})
+    model.module.norm.running_mean.normal_()
+    with pytest.raises(NetworkError, match="cannot be folded: its outputs become others"):
+        folded(model, IMAGES)
+
+
+@pytest.mark.parametrize("name", ["onnx", "safetensors"])
+def test_a_given_network_keeps_its_batch_norms(name, tmp_path):
+    path, _ = _export(folded(small_model(), IMAGES), tmp_path, name)
+    module = SmallNet()
+    load(path, module)
+    assert sum(isinstance(child, nn.BatchNorm2d) for child in module.modules()) == 2
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch-export"])
+def test_a_single_image_is_enough_to_export(name, tmp_path):
+    form = formats.get(name)()
+    model, path = small_model(), tmp_path / f"model{form.suffix}"
+    assert export(model, path, form, IMAGES[:1]).agreed == 1
+    assert len(form.open(path, model).forward(IMAGES)) == 5
+
+
+def test_a_flipped_bit_in_the_graph_is_refused(tmp_path):
+    path, _ = _export(small_model(), tmp_path)
+    proto = onnx.load(path)
+    node = next(node for node in proto.graph.node if node.op_type == "BatchNormalization")
+    next(attribute for attribute in node.attribute if attribute.name == "epsilon").f = 0.5
+    onnx.save(proto, path)
+    with pytest.raises(CheckpointError, match="the checksum of its graph does not match"):
+        load(path, SmallNet())
 
 
 @pytest.mark.parametrize("name", ["onnx", "safetensors"])

@@ -152,10 +152,54 @@ def test_onnxruntime_computes_every_layer_with_integers(network, tmp_path):
     assert form.remarks(path, plain) == []
 
 
-def test_fewer_bits_are_exported_too(network, tmp_path):
-    model = _quantize(network, 4)
-    export(model, tmp_path / "model.onnx", formats.get("onnx")(), IMAGES)
+def test_fewer_bits_are_computed_with_integers_too(network, tmp_path):
+    model, form, path = _quantize(network, 4), formats.get("onnx")(), tmp_path / "model.onnx"
+    export(model, path, form, IMAGES)
+    assert form.remarks(path, model) == [("integer layers", "3 of 3, as onnxruntime runs them")]
     export(model, tmp_path / "model.pt2", formats.get("torch-export")(), IMAGES)
+
+
+def test_a_layer_that_stays_float_is_computed_with_floats(network, tmp_path):
+    model, form, path = _quantize(network, skip=("stem",)), formats.get("onnx")(), tmp_path / "model.onnx"
+    export(model, path, form, IMAGES)
+    assert form.remarks(path, model) == [("integer layers", "2 of 3, as onnxruntime runs them")]
+    loaded = load(path, Residual())
+    with torch.no_grad():
+        assert torch.equal(loaded.module(IMAGES), model.module(IMAGES))
+
+
+@pytest.mark.parametrize("kind", ["int4", "int2", "float"])
+def test_integer_arithmetic_needs_weights_of_eight_bits(network, kind, tmp_path):
+    with pytest.raises(UsageError, match=f"activations on grids go with --weight-type int8, got {kind}"):
+        export(_quantize(network), tmp_path / "model.onnx", formats.get("onnx")(weight_type=kind), IMAGES)
+
+
+def test_padding_with_another_value_is_no_move(network):
+    class Padded(Residual):
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (1, 1, 1, 1), value=5.0))
+
+    found = points(trace(fold_batch_norms(Padded().eval(), {}, IMAGES)[0]), IMAGES[:2])
+    assert (found["x"], found["pad"]) == ("x", "pad")
+
+
+@pytest.mark.parametrize("gain", [1e-3, 1e-6, 1e-8, 1e-12, 0.0])
+def test_channels_of_hardly_any_gain_keep_their_offset(network, gain, tmp_path):
+    with torch.no_grad():
+        network.norm2.weight[:3] = gain
+        network.norm2.bias[:3] = torch.tensor([0.5, -0.5, 3.0])
+    expected = quantize(network, [IMAGES], kbits=7, preset="fast").module(IMAGES)
+    model = _quantize(network)
+    torch.testing.assert_close(model.module(IMAGES), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+    export(model, tmp_path / "model.onnx", formats.get("onnx")(), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "bits"), [(0.0, 0, 8), (-1.0, 0, 8), (float("nan"), 0, 8), (1.0, 256, 8), (1.0, 0, 70)]
+)
+def test_grids_that_are_none_are_refused(scale, zero_point, bits):
+    with pytest.raises(UsageError, match="expected a grid of a positive scale"):
+        Grid(scale, zero_point, bits)
 
 
 def test_a_state_dict_of_a_folded_network_is_refused(network, tmp_path):
