@@ -146,7 +146,7 @@ def plot(
     axes.minorticks_off()
     axes.set_xlabel(label)
     axes.set_ylabel("top-1 on the test set, %")
-    axes.set_title(f"ResNet-20, CIFAR-10 (JPEG copy), {what}, one scale a layer, every layer quantized", fontsize=9)
+    axes.set_title(f"ResNet-20, CIFAR-10 (JPEG copy), {what}, one scale a layer, every layer quantized", fontsize=8)
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
