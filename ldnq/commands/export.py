@@ -105,4 +105,5 @@ def _floats(network) -> list[tuple[str, str]]:
     state = network.module.state_dict()
     others = [name for name in state if name not in network.weights and name.rpartition(".")[0] not in left]
     count = sum(state[name].numel() for name in others)
-    return [*left.items(), (f"{count:,} numbers more", "batch norms, biases and buffers")]
+    what = "biases and buffers" if network.folded else "batch norms, biases and buffers"
+    return [*left.items(), (f"{count:,} numbers more", what)]

@@ -125,6 +125,8 @@ def read(path: Path) -> Contents:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf has errors of its own
         raise CheckpointError(f"{path} is not an ONNX file, or is damaged") from error
+    if not proto.graph.node:
+        raise CheckpointError(f"{path} is not an ONNX file, or is damaged")
     entry = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
     if entry is None:
         raise CheckpointError(f"{path} was not written by ldnq: it runs in onnxruntime, but cannot be loaded here")
@@ -135,6 +137,10 @@ def read(path: Path) -> Contents:
     with reading(path):
         if metadata["graph_sha256"] != _digest_of_graph(proto):
             raise CheckpointError("the checksum of its graph does not match")
+        floats = [name for name in metadata["weights"] if name + CODES not in initializers]
+    if floats:
+        raise CheckpointError(f"{path} holds {floats[0]} as floats: export with --weight-type int8 to load it again")
+    with reading(path):
         weights = {
             str(name): _weight(name, Codebook(tuple(map(float, levels))), initializers)
             for name, levels in metadata["weights"].items()
@@ -169,8 +175,6 @@ def _place(graph, name: str, tensor: Tensor) -> list:
 
 
 def _weight(name: str, codebook: Codebook, initializers: Mapping[str, Any]) -> QuantizedWeight:
-    if name + CODES not in initializers:
-        raise CheckpointError(f"{name} is not stored as integers: export with --weight-type int8 to load it again")
     levels, scale = (_array(initializers[name + part]) for part in (CODES, SCALE))
     levels = levels.astype(np.float32)
     codes = np.searchsorted(np.array(codebook.levels, np.float32), levels).clip(max=codebook.num_levels - 1)
