@@ -15,13 +15,13 @@ from ldnq.quantizers.activations import input_grid, points, trace, with_grids
 
 log = logging.getLogger(__name__)
 
-
 # Of a value, kept of every batch.
 ENTRIES = 1 << 14
 # The scale of what is always zero: biases after it are in its units.
 NOTHING = 2.0**-10
 # Of a bias in units of its scale: more is not exact in float32.
 LARGEST = 1 << 24
+# Steps of a bias whose weights are nothing beside it.
 COUNTED = 1 << 16
 
 
