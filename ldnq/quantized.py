@@ -34,6 +34,11 @@ class QuantizedWeight:
         return scale * self.codebook.values(self.codes)
 
     @property
+    def bits(self) -> float:
+        """Of all codes, log2(levels) each, and 32 for each scale."""
+        return self.codes.numel() * self.codebook.bits + 32 * self.scale.numel()
+
+    @property
     def zero_fraction(self) -> float:
         """The share of weights that are zero."""
         return float((self.codebook.values(self.codes) == 0).double().mean())
@@ -113,5 +118,4 @@ class QuantizedModel:
     def bits_per_weight(self) -> float:
         """Mean bits of a quantized parameter: log2(levels) of each code, and 32 for each scale."""
         count = sum(weight.codes.numel() for weight in self.weights.values())
-        bits = sum(w.codes.numel() * w.codebook.bits + 32 * w.scale.numel() for w in self.weights.values())
-        return bits / max(count, 1)
+        return sum(weight.bits for weight in self.weights.values()) / max(count, 1)

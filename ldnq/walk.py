@@ -43,6 +43,13 @@ class Walk(fx.Interpreter):
         return [self._go(self.nodes.index(node) + 1)[node]]
 
     @torch.no_grad()
+    def result(self) -> Tensor:
+        """What the network returns."""
+        if self.wiring.traced is None:
+            return graph.forward(self.wiring.module, self.batch)
+        return self.value(self.nodes[-1].name)
+
+    @torch.no_grad()
     def value(self, name: str) -> Tensor:
         """The value called `name`, which is still needed or lies ahead."""
         position, node = next((i, node) for i, node in enumerate(self.nodes) if node.name == name)
@@ -65,12 +72,14 @@ class Walk(fx.Interpreter):
         return values
 
     def _run(self, nodes: Iterable[fx.Node]) -> dict[fx.Node, Tensor]:
-        """The values kept, and those of `nodes`."""
+        """The values kept, and those of `nodes`, as far as others still need them."""
         kept = self.env
         self.env = dict(kept)
         try:
             for node in nodes:
                 self.env[node] = self.run_node(node)
+                for done in self.user_to_last_uses.get(node, ()):
+                    self.env.pop(done, None)
             return self.env
         finally:
             self.env = kept

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
@@ -14,12 +14,13 @@ from ldnq.codebook import Codebook
 from ldnq.curvature import sensitivities
 from ldnq.errors import NetworkError, UsageError, shorten
 from ldnq.graph import Layer, SkippedLayer, find_layers
-from ldnq.joints import Joints, Receiver
+from ldnq.joints import Joints
 from ldnq.moments import Moments, gather_moments
-from ldnq.problem import LayerProblem, LayerSolution, Solver, least_squares
+from ldnq.problem import Solver, least_squares
 from ldnq.progress import track
-from ldnq.quantized import LayerResult, QuantizationState, QuantizedWeight
+from ldnq.quantized import QuantizationState
 from ldnq.stages.cascade import Cascade
+from ldnq.stages.reconstruction import Reconstruction
 from ldnq.walk import Walk
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,22 @@ FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
+class Course:
+    """The way that a stage goes: `layers` in their order, how they are joined, how the network feels their outputs, by
+    their names, and the passes of all batches through student and teacher."""
+
+    layers: Sequence[Layer]
+    joints: Joints
+    felt: Mapping[str, Tensor]
+    walks: Callable[[], Iterable[tuple[Walk, Walk]]]
+
+
+@dataclass(frozen=True)
 class Layerwise:
     """Layer-wise quantization, L-DNQ (AAAI 2019), Algorithm 1: each layer by `solver` on the Gram matrix of its inputs
     in the partly quantized network, then `cascade` if there is one.
 
+    `codebooks` are those of layers whose names match a glob, the last one of several; other layers have `codebook`.
     `skip` are globs of layer names that stay float; `keep_first_last` adds the first and the last layer.
     `quantize_bias` puts the bias of linear layers on the same codebook and scale, as one more weight.
 
@@ -50,6 +63,7 @@ class Layerwise:
 
     solver: Solver
     codebook: Codebook
+    codebooks: Mapping[str, Codebook] = field(default_factory=dict)
     per_channel: bool = False
     quantize_bias: bool = False
     skip: tuple[str, ...] = ()
@@ -64,14 +78,10 @@ class Layerwise:
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
     ) -> QuantizationState:
-        found, unfit = find_layers(state.student, next(iter(calibration.batches()))[:2])
-        layers, skipped = self._choose(found)
-        state.skipped = [*unfit, *skipped]
-        joints = Joints(state.student, state.teacher)
-        felt = self._sensitivities(state, layers, calibration, generator)
-        walks = self._walks(joints, calibration, generator)
+        course = self.prepare(state, calibration, generator)
+        layers = course.layers
         for position, layer in enumerate(track(layers, "quantizing layers"), 1):
-            result = self._quantize(state, layer, joints, walks(), felt.get(layer.name))
+            result = self.reconstruction(state, layer, course)(self.solver, self.codebook_of(layer), state)
             state.results.append(result)
             log.info(
                 "layer %d of %d, %s %s: relative error %.4f",
@@ -81,13 +91,23 @@ class Layerwise:
                 state = self.cascade(state, calibration, generator)
         return state
 
+    def prepare(self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator) -> Course:
+        """What has to be known before the first layer; those that stay float are noted in `state`."""
+        found, unfit = find_layers(state.student, next(iter(calibration.batches()))[:2])
+        layers, skipped = self._choose(found)
+        state.skipped = [*unfit, *skipped]
+        joints = Joints(state.student, state.teacher)
+        felt = self._sensitivities(state, layers, calibration, generator)
+        return Course(layers, joints, felt, self._walks(joints, calibration, generator))
+
+    def codebook_of(self, layer: Layer) -> Codebook:
+        """Of the patterns that match a layer the last decides."""
+        matching = [codebook for pattern, codebook in self.codebooks.items() if fnmatchcase(layer.name, pattern)]
+        return [self.codebook, *matching][-1]
+
     def _choose(self, layers: Sequence[Layer]) -> tuple[list[Layer], list[SkippedLayer]]:
         """Layers to quantize, and those that the options leave out."""
-        for pattern in self.skip:
-            if not any(fnmatchcase(layer.name, pattern) for layer in layers):
-                raise UsageError(
-                    f"--skip {pattern} matches none of the layers: {shorten([layer.name for layer in layers])}"
-                )
+        _check_patterns("--skip", self.skip, layers)
         ends = {layers[0].name, layers[-1].name} if layers and self.keep_first_last else set()
         chosen, left_out = [], []
         for layer in layers:
@@ -101,6 +121,7 @@ class Layerwise:
         if not chosen:
             reason = f"all {len(layers)} are left out" if layers else "found none"
             raise NetworkError(f"expected at least one Conv2d or Linear layer to quantize: {reason}")
+        _check_patterns("--kbits-for", self.codebooks, chosen)
         return chosen, left_out
 
     def _walks(
@@ -144,39 +165,22 @@ class Layerwise:
         # Outputs that nobody feels are still to be determined by something.
         return self.coupling * sensitivity + torch.diag_embed((1 - self.coupling) * diagonal + FLOOR)
 
-    def _quantize(
-        self,
-        state: QuantizationState,
-        layer: Layer,
-        joints: Joints,
-        walks: Iterable[tuple[Walk, Walk]],
-        sensitivity: Tensor | None,
-    ) -> LayerResult:
+    def reconstruction(self, state: QuantizationState, layer: Layer, course: Course) -> Reconstruction:
+        """What has to be known of `layer`, as the student is now."""
         started = time.perf_counter()
+        joints = course.joints
         with_bias = self._with_bias(state, layer)
         receiver = joints.receiver(layer.name) if self.asymmetric and not with_bias else None
         modules = (module.get_submodule(layer.name) for module in (state.student, state.teacher))
-        moments = gather_moments(layer, *modules, self._calls(layer, joints, walks))
-        _remark(layer, moments)
+        raw = gather_moments(layer, *modules, self._calls(layer, joints, course.walks()))
+        _remark(layer, raw)
         # Where something takes up an offset, the means of inputs and outputs do not matter.
-        fitted = moments.centred() if receiver else moments
-        problem = self._problem(state, layer, fitted, with_bias, receiver, sensitivity)
-        solution = self.solver(problem)
-        gain = torch.ones_like(moments.target_mean)
-        if problem.per_channel and not self.per_channel:
-            # Batch norm takes up what tells the channels' scales apart, and what a solver blind to inputs has missed.
-            levels = self.codebook.values(solution.codes, problem.target.dtype)
-            scale = problem.fit(levels, solution.scale).scale
-            shared = scale.mean((0, 1), keepdim=True)
-            solution, gain = replace(solution, scale=shared), scale / shared
-        weights = self._split(layer, solution, with_bias)
-        for name, quantized in weights.items():
-            state.write(name, quantized)
-        matrix = layer.to_matrix(weights[layer.weight_name].dequantize().double()).to(moments.gram.device)
-        if receiver:
-            receiver.take(*(entry.flatten() for entry in (gain, matrix @ moments.mean, moments.target_mean)))
-        error = fitted.relative_error(gain * matrix)
-        return LayerResult(layer, error, len(solution.errors) - 1, time.perf_counter() - started)
+        moments = raw.centred() if receiver else raw
+        target, gram = self._target(state, layer, moments, with_bias)
+        return Reconstruction(
+            layer, target, gram, moments, raw, receiver, with_bias, self.per_channel, course.felt.get(layer.name),
+            time.perf_counter() - started,
+        )  # fmt: skip
 
     def _calls(
         self, layer: Layer, joints: Joints, walks: Iterable[tuple[Walk, Walk]]
@@ -189,15 +193,10 @@ class Layerwise:
             for x, y in zip(inputs, outputs, strict=True):
                 yield x, y + missing
 
-    def _problem(
-        self,
-        state: QuantizationState,
-        layer: Layer,
-        moments: Moments,
-        with_bias: bool,
-        receiver: Receiver | None,
-        sensitivity: Tensor | None,
-    ) -> LayerProblem:
+    def _target(
+        self, state: QuantizationState, layer: Layer, moments: Moments, with_bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The weights to approach, and the Gram matrix of what they are multiplied with."""
         target = layer.to_matrix(state.student.get_parameter(layer.weight_name).detach().double())
         gram, cross = moments.gram, moments.cross
         if with_bias:
@@ -206,22 +205,18 @@ class Layerwise:
             gram, cross = moments.gram_with_ones, moments.cross_with_ones(bias)
         if self.asymmetric:
             target = least_squares(gram, cross, target, self.damping)
-        free_scales = receiver is not None and receiver.takes_gain
-        return LayerProblem(target, gram, self.codebook, self.per_channel or free_scales, sensitivity)
+        return target, gram
 
     def _with_bias(self, state: QuantizationState, layer: Layer) -> bool:
         return (
             self.quantize_bias and layer.kind == "linear" and state.student.get_submodule(layer.name).bias is not None
         )
 
-    def _split(self, layer: Layer, solution: LayerSolution, with_bias: bool) -> dict[str, QuantizedWeight]:
-        """The solution as parameters: the weight, and the bias where it was the last column."""
-        d = solution.codes.shape[2] - with_bias
-        weight = layer.to_weight(solution.codes[..., :d].contiguous())
-        weights = {layer.weight_name: QuantizedWeight(weight, solution.scale, self.codebook)}
-        if with_bias:
-            weights[layer.bias_name] = QuantizedWeight(solution.codes[..., d].flatten(), solution.scale, self.codebook)
-        return weights
+
+def _check_patterns(option: str, patterns: Iterable[str], layers: Sequence[Layer]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            raise UsageError(f"{option} {pattern} matches none of the layers: {shorten([l.name for l in layers])}")
 
 
 def _remark(layer: Layer, moments: Moments) -> None:
