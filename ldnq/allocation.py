@@ -1,12 +1,24 @@
-"""Levels of every layer under a budget of bits, as an integer program."""
+"""Levels of every layer under a budget of bits: what does the least harm, as an integer program."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from glob import escape
 from itertools import accumulate
 
 import numpy as np
+import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import nn
 
+from ldnq.calibration import CalibrationImages
+from ldnq.config import AUTO, KBITS, RecipeConfig
 from ldnq.errors import UsageError
+from ldnq.graph import Layer
+from ldnq.preparation import start
+from ldnq.presets import layerwise
+from ldnq.sensitivity import Sensitivity, measure_sensitivities
+from ldnq.stages.layerwise import last_match
 
 
 def allocate(errors: Sequence[Sequence[float]], bits: Sequence[Sequence[float]], budget: float) -> list[int]:
@@ -20,7 +32,8 @@ def allocate(errors: Sequence[Sequence[float]], bits: Sequence[Sequence[float]],
     """
     least = sum(map(min, bits))
     if least > budget:
-        raise UsageError(f"expected a budget of at least {least:g} bits, got {budget:g}")
+        needed = math.ceil(1e4 * least) / 1e4
+        raise UsageError(f"expected a target of at least {needed:.4f} bits, with the fewest levels, got {budget:g}")
     costs, sizes = np.concatenate(errors), np.concatenate(bits)
     ends = list(accumulate(map(len, bits)))
     one_each = np.zeros((len(bits), len(sizes)))
@@ -37,3 +50,32 @@ def allocate(errors: Sequence[Sequence[float]], bits: Sequence[Sequence[float]],
     )
     assert solution.success, solution.message  # the smallest choices are a solution
     return [int(part.argmax()) for part in np.split(solution.x, ends[:-1])]
+
+
+def settle_levels(
+    module: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int
+) -> tuple[RecipeConfig, list[Sensitivity]]:
+    """A filled-in `recipe` with a number of levels for every layer of `module`, and the sensitivities that decided,
+    where it leaves the choice to us; layers that it has named itself keep theirs.
+
+    What single layers do to the outputs adds up, more or less: the sum of their divergences is what is kept small.
+    """
+    if recipe.kbits != AUTO:
+        return recipe, []
+
+    def choices(layer: Layer) -> Sequence[int]:
+        named = last_match(recipe.kbits_for, layer.name, None)
+        return [named] if named else KBITS
+
+    numbered = replace(recipe, kbits=KBITS[0], target_bits=None)
+    stage = replace(layerwise(numbered), cascade=None)
+    generator = torch.Generator().manual_seed(seed)
+    found = list(measure_sensitivities(start(module), images, stage, choices, generator))
+    weights = sum(tried[0].weights for tried in found)
+    positions = allocate(
+        [[trial.divergence for trial in tried] for tried in found],
+        [[trial.bits / weights for trial in tried] for tried in found],
+        recipe.target_bits,
+    )
+    chosen = {escape(tried[0].layer.name): tried[at].num_levels for tried, at in zip(found, positions)}
+    return replace(numbered, kbits_for=chosen), [trial for tried in found for trial in tried]

@@ -10,6 +10,8 @@ from ldnq.errors import UsageError
 
 METHODS = ("ldnq",)
 KBITS = (3, 5, 7, 9, 11)
+# Of `kbits`: levels are chosen layer by layer.
+AUTO = "auto"
 SCALES = ("layer", "channel")
 RANGES = ("least-squares", "percentile")
 PRECISIONS = ("auto", "32", "bf16")
@@ -74,11 +76,17 @@ class CalibrationConfig:
 @dataclass(frozen=True)
 class RecipeConfig:
     """What is done to the weights, and to activations where there are `abits`. Options that are None are filled in by
-    the preset."""
+    the preset.
+
+    `kbits` is the number of levels of every layer, or "auto" for those that suit each best among all whose weights have
+    `target_bits` on average; `kbits_for` are those of layers whose names match a glob, the last one of several.
+    """
 
     preset: str = "balanced"
     method: str = "ldnq"
-    kbits: int = 3
+    kbits: int | str = 3
+    kbits_for: dict[str, int] = field(default_factory=dict)
+    target_bits: float | None = None
     solver: str | None = None
     scale: str | None = None
     quantize_bias: bool = False
@@ -106,10 +114,22 @@ class RecipeConfig:
             raise UsageError(f"expected ranges by {' or '.join(RANGES)}, got {self.ranges!r}")
         if self.cascade_lr is not None and not self.cascade_lr > 0:
             raise UsageError(f"expected a positive learning rate of the cascade, got {self.cascade_lr}")
-        if self.kbits not in KBITS:
-            raise UsageError(f"expected kbits of {', '.join(map(str, KBITS))}, got {self.kbits}")
+        self._check_levels()
         if self.scale not in (None, *SCALES):
             raise UsageError(f"expected a scale of {' or '.join(SCALES)}, got {self.scale!r}")
+
+    def _check_levels(self) -> None:
+        known = ", ".join(map(str, KBITS))
+        if self.kbits not in (*KBITS, AUTO):
+            raise UsageError(f"expected kbits of {known} or {AUTO}, got {self.kbits}")
+        for pattern, num_levels in self.kbits_for.items():
+            if num_levels not in KBITS:
+                raise UsageError(f"expected kbits of {known} for {pattern}, got {num_levels}")
+        if (self.kbits == AUTO) != (self.target_bits is not None):
+            given = "no target bits" if self.target_bits is None else f"kbits {self.kbits}"
+            raise UsageError(f"expected --kbits {AUTO} with --target-bits BITS, such as 2.0, got {given}")
+        if self.target_bits is not None and not 0 < self.target_bits < float("inf"):
+            raise UsageError(f"expected a positive number of target bits, got {self.target_bits}")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def evaluate(
         inputs = preprocessing.normalize(images.to(fabric.device)).contiguous(memory_format=torch.channels_last)
         with fabric.autocast():
             logits = graph.forward(module, inputs).float()
-        logits = _select(logits, num_classes, class_subset)
+        logits = select(logits, num_classes, class_subset)
         for metric in metrics:
             metric.update(logits, labels.to(fabric.device))
         samples += len(labels)
@@ -68,7 +68,8 @@ def evaluate(
     return Accuracy(top1, top5, samples, num_classes)
 
 
-def _select(logits: Tensor, num_classes: int, class_subset: Sequence[int] | None) -> Tensor:
+def select(logits: Tensor, num_classes: int, class_subset: Sequence[int] | None) -> Tensor:
+    """Of the outputs (n, …) those that stand for the classes; raises `NetworkError` where they do not fit."""
     if logits.dim() == 2 and logits.shape[1] == num_classes:
         return logits
     if class_subset is not None and logits.dim() == 2 and logits.shape[1] == 1000:

@@ -1,10 +1,9 @@
 """From a configuration to a quantized network: the only place that knows every part."""
 
-import copy
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,20 @@ from torch import Tensor, nn
 
 import ldnq
 from ldnq import runtime
-from ldnq.augmentation import Augmentation
-from ldnq.calibration import CalibrationImages, CalibrationSet, load_or_draw
+from ldnq.allocation import settle_levels
+from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
-from ldnq.config import RecipeConfig, RunConfig
-from ldnq.data import Data, load_data, resolve_dataset, usual_root
-from ldnq.datasets import DatasetFamily
-from ldnq.datasets.images import Prepared, in_memory
-from ldnq.errors import DataError, NetworkError
+from ldnq.config import AUTO, RecipeConfig, RunConfig
+from ldnq.errors import DataError
 from ldnq.evaluation import Accuracy
 from ldnq.formats import h5
 from ldnq.measurement import measure
-from ldnq.network import Network, find_family, load_network
+from ldnq.preparation import Preparation, check_teacher, copied, prepare, start
 from ldnq.presets import fill_in, stages
-from ldnq.progress import track
 from ldnq.quantized import QuantizationState, QuantizedModel
 from ldnq.runs import RunFolder, default_folder
+from ldnq.sensitivity import write_table
 from ldnq.stages import Stage
-from ldnq.synthesis import Synthesis
 
 log = logging.getLogger(__name__)
 
@@ -50,32 +45,30 @@ class RunResult:
 def run(config: RunConfig, output: Path | None = None) -> RunResult:
     """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`."""
     started = time.perf_counter()
-    dataset = resolve_dataset(
-        config.data.dataset, find_family(config.network.model).default_dataset, config.network.model
+    prepared = prepare(config)
+    config, fabric, data, network = prepared.config, prepared.fabric, prepared.data, prepared.network
+    folder = RunFolder.create(
+        output or default_folder(config.network.model, data.family.name, f"k{config.recipe.kbits}")
     )
-    config = replace(config, data=replace(config.data, dataset=dataset.name), recipe=fill_in(config.recipe))
-    fabric = runtime.start(config.runtime)
-    data = _load_data(config, dataset)
-    network = load_network(config.network, config.data, dataset, data.num_classes)
-    calibration = load_or_draw(data.train, dataset.name, config.calibration)[0] if data.train else None
-    folder = RunFolder.create(output or default_folder(config.network.model, dataset.name, config.recipe.kbits))
     folder.write_config(config)
-    log.info("levels: %s (%d values)", Codebook.power_of_two(config.recipe.kbits), config.recipe.kbits)
+    _log_levels(config.recipe)
 
-    network.module.to(fabric.device).requires_grad_(False)
     teacher_accuracy = measure(
         network.module, data, network.preprocessing, config.runtime, fabric, "evaluating the network"
     )
-    _check_teacher(teacher_accuracy, network)
+    if teacher_accuracy is None:
+        log.warning("no labelled test images: quantizing, but accuracy is not measured")
+    else:
+        check_teacher(teacher_accuracy, network, "test")
     begun = time.perf_counter()
-    mixed_precision = runtime.mixes_in_training(fabric.device.type, config.runtime)
-    images = _calibration_images(calibration, data, network, config, fabric.device, mixed_precision)
+    images, seed = prepared.images(), config.calibration.seed
     with runtime.autocast(fabric, config.runtime):
-        state = apply_recipe(network.module, images, config.recipe, config.calibration.seed, mixed_precision)
+        recipe, sensitivities = settle_levels(network.module, images, config.recipe, seed)
+        state = apply_recipe(network.module, images, recipe, seed, prepared.mixed_precision)
     quantizing = time.perf_counter() - begun
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
-    metrics = _metrics(config, dataset, calibration, teacher_accuracy, accuracy)
+    metrics = _metrics(prepared, state, teacher_accuracy, accuracy)
     model = QuantizedModel(
         module=state.student.cpu(),
         weights=state.weights,
@@ -88,6 +81,8 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         grids=state.grids,
     )
     folder.write_layers(state)
+    if sensitivities:
+        write_table(sensitivities, folder.path)
     sizes = h5.save(model, folder.model)
     metrics |= {
         "float_bytes": model.float_bytes,
@@ -106,7 +101,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
 def quantize(
     module: nn.Module,
     batches: Iterable[Tensor | tuple[Tensor, ...]],
-    kbits: int = 3,
+    kbits: int | str = 3,
     *,
     batch_size: int = 128,
     seed: int = 0,
@@ -123,8 +118,8 @@ def quantize(
         raise DataError("expected at least one batch of inputs to calibrate on, got none")
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device)
-    recipe = RecipeConfig(kbits=kbits, **options)
-    state = apply_recipe(module, images, fill_in(recipe), seed)
+    recipe, _ = settle_levels(module, images, fill_in(RecipeConfig(kbits=kbits, **options)), seed)
+    state = apply_recipe(module, images, recipe, seed)
     provenance = {"ldnq": ldnq.__version__, "kbits": kbits, "left_float": _left_float(state)}
     return QuantizedModel(state.student, state.weights, provenance=provenance, folded=state.folded, grids=state.grids)
 
@@ -132,7 +127,7 @@ def quantize(
 def apply_recipe(
     module: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int, mixed_precision: bool = False
 ) -> QuantizationState:
-    """Run the stages of a filled-in `recipe` on a copy of `module`, which is left as it is."""
+    """Run the stages of a filled-in and settled `recipe` on a copy of `module`, which is left as it is."""
     generator = torch.Generator().manual_seed(seed)
     if recipe.training and (recipe.block_steps or recipe.distillation_steps):
         images = images.set_apart(HELD_OUT, generator)
@@ -143,66 +138,21 @@ def apply_stages(
     module: nn.Module, images: CalibrationImages, chosen: Iterable[Stage], generator: torch.Generator
 ) -> QuantizationState:
     """Run the `chosen` stages on a copy of `module`, which is left as it is."""
-    teacher = _copy(module, torch.channels_last).requires_grad_(False)
-    state = QuantizationState(_copy(teacher, torch.channels_last).requires_grad_(True), teacher)
+    state = start(module)
     for stage in chosen:
         state = stage(state, images, generator)
     # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.
-    state.student = _copy(state.student, torch.contiguous_format).requires_grad_(False)
+    state.student = copied(state.student, torch.contiguous_format).requires_grad_(False)
     return state
 
 
-def _copy(module: nn.Module, layout: torch.memory_format) -> nn.Module:
-    try:
-        module = copy.deepcopy(module).eval()
-    except RuntimeError as error:  # weights that a hook computes are no leaves of the graph
-        raise NetworkError(
-            "the network cannot be copied: remove pruning and weight normalization first, for example by "
-            "torch.nn.utils.prune.remove or remove_weight_norm"
-        ) from error
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=layout)
-    return module
-
-
-def _check_teacher(accuracy: Accuracy | None, network: Network) -> None:
-    if accuracy is None:
-        log.warning("no labelled test images: quantizing, but accuracy is not measured")
-    elif accuracy.near_chance:
-        raise NetworkError(
-            f"the float network is right on {accuracy.top1:.1f}% of the test images, near chance: checkpoint "
-            f"({network.source}), preprocessing or the order of the classes do not match"
-        )
-
-
-def _load_data(config: RunConfig, dataset: DatasetFamily) -> Data:
-    wanted = config.calibration.calibration_data or config.data.data_root or dataset.embedded
-    if not wanted and not usual_root(dataset).is_dir():
-        return Data(dataset, None, None)
-    return load_data(config.data, dataset, training=config.calibration.calibration_data)
-
-
-def _calibration_images(
-    calibration: CalibrationSet | None,
-    data: Data,
-    network: Network,
-    config: RunConfig,
-    device: torch.device,
-    mixed_precision: bool,
-) -> CalibrationImages:
-    """The images drawn, and those that are synthesized."""
-    preprocessing, options = network.preprocessing, config.calibration
-    images = torch.empty(0, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
-    if calibration:
-        prepared = Prepared(data.train, preprocessing, calibration.indices)
-        images, _ = in_memory(prepared, config.runtime.workers, lambda batches: track(batches, "loading images"))
-    augmentation = Augmentation(preprocessing.image_size, data.family.flip)
-    found = CalibrationImages(images, preprocessing.normalize, augmentation, config.runtime.batch_size, device)
-    if not options.synthesize:
-        return found
-    synthesis = Synthesis(options.synthesize, mixed_precision=mixed_precision)
-    return synthesis(network.module, found, torch.Generator().manual_seed(options.seed))
+def _log_levels(recipe: RecipeConfig) -> None:
+    if recipe.kbits == AUTO:
+        log.info("levels: chosen layer by layer for %g bits a weight", recipe.target_bits)
+    else:
+        log.info("levels: %s (%d values)", Codebook.power_of_two(recipe.kbits), recipe.kbits)
+    for pattern, kbits in recipe.kbits_for.items():
+        log.info("levels of %s: %s (%d values)", pattern, Codebook.power_of_two(kbits), kbits)
 
 
 def _left_float(state: QuantizationState) -> dict[str, str]:
@@ -211,21 +161,23 @@ def _left_float(state: QuantizationState) -> dict[str, str]:
 
 
 def _metrics(
-    config: RunConfig,
-    dataset: DatasetFamily,
-    calibration: CalibrationSet | None,
-    teacher: Accuracy | None,
-    quantized: Accuracy | None,
+    prepared: Preparation, state: QuantizationState, teacher: Accuracy | None, quantized: Accuracy | None
 ) -> dict[str, Any]:
+    config, calibration = prepared.config, prepared.calibration
     recipe = config.recipe
+    codebooks = {result.layer.name: state.weights[result.layer.weight_name].codebook for result in state.results}
+    mixed = len(set(codebooks.values())) > 1
     return {
         "model": config.network.model,
-        "dataset": dataset.name,
+        "dataset": prepared.data.family.name,
         "method": recipe.method,
         "preset": recipe.preset,
         "solver": recipe.solver,
         "kbits": recipe.kbits,
-        "levels": list(Codebook.power_of_two(recipe.kbits).levels),
+        "kbits_by_layer": {name: codebook.num_levels for name, codebook in codebooks.items()} if mixed else None,
+        "target_bits": recipe.target_bits,
+        # Codebooks of fewer levels are part of the largest.
+        "levels": list(max((codebook.levels for codebook in codebooks.values()), key=len)),
         "scale": recipe.scale,
         "abits": recipe.abits,
         "training": recipe.training,

@@ -89,11 +89,24 @@ def fill_in(recipe: RecipeConfig) -> RecipeConfig:
 
 
 def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, ...]:
-    """The stages of a filled-in recipe; `mixed_precision` is for the gradient steps of whole networks."""
+    """The stages of a filled-in and settled recipe; `mixed_precision` is for the gradient steps of whole networks."""
+    chosen: list[Stage] = [layerwise(recipe)]
+    if recipe.training and recipe.block_steps:
+        chosen.append(BlockReconstruction(recipe.block_steps, mixed_precision=mixed_precision))
+    if recipe.training and recipe.distillation_steps:
+        chosen.append(Distillation(recipe.distillation_steps, mixed_precision=mixed_precision))
+    if recipe.abits:
+        chosen.append(ActivationRanges(recipe.abits, recipe.ranges))
+    return tuple(chosen)
+
+
+def layerwise(recipe: RecipeConfig) -> Layerwise:
+    """The first stage of a filled-in recipe with a number of levels."""
     asymmetric = presets.get(recipe.preset).asymmetric
-    layerwise = Layerwise(
+    return Layerwise(
         solver=solvers.get(recipe.solver)(),
         codebook=Codebook.power_of_two(recipe.kbits),
+        codebooks={pattern: Codebook.power_of_two(kbits) for pattern, kbits in recipe.kbits_for.items()},
         per_channel=recipe.scale == "channel",
         quantize_bias=recipe.quantize_bias,
         skip=recipe.skip,
@@ -103,14 +116,6 @@ def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, 
         views=recipe.views,
         coupling=COUPLING if asymmetric else 0.0,
     )
-    chosen: list[Stage] = [layerwise]
-    if recipe.training and recipe.block_steps:
-        chosen.append(BlockReconstruction(recipe.block_steps, mixed_precision=mixed_precision))
-    if recipe.training and recipe.distillation_steps:
-        chosen.append(Distillation(recipe.distillation_steps, mixed_precision=mixed_precision))
-    if recipe.abits:
-        chosen.append(ActivationRanges(recipe.abits, recipe.ranges))
-    return tuple(chosen)
 
 
 def _cascade(recipe: RecipeConfig) -> Cascade | None:

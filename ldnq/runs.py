@@ -61,9 +61,9 @@ class RunFolder:
         write_json(self.metrics, metrics)
 
 
-def default_folder(model: str, dataset: str, kbits: int) -> Path:
-    """`results/<model>-<dataset>-k<kbits>-<date-time>`, made here, with a number where another run has the name."""
-    name = f"{model.replace(':', '.')}-{dataset}-k{kbits}-{time.strftime('%Y%m%d-%H%M%S')}"
+def default_folder(model: str, dataset: str, what: str) -> Path:
+    """`results/<model>-<dataset>-<what>-<date-time>`, made here, with a number where another run has the name."""
+    name = f"{model.replace(':', '.')}-{dataset}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in count(1):
         path = Path("results") / (name if number == 1 else f"{name}-{number}")
         try:

@@ -1,19 +1,25 @@
 """What becomes of a network when a single layer is quantized, for each layer and number of levels."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
+from ldnq.files import write_text
 from ldnq.graph import Layer
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 from ldnq.stages.distillation import divergence
 from ldnq.stages.layerwise import Course, Layerwise
+
+COLUMNS = ("name", "shape", "weights", "kbits", "bits_per_weight", "relative_error", "divergence", "agreement", "top1")
 
 
 @dataclass(frozen=True)
@@ -120,3 +126,16 @@ class Comparison:
         agreement = 100 * self.agreed / self.images if self.classes else None
         top1 = 100 * self.right / self.labelled if self.labelled else None
         return self.divergence / self.images, agreement, top1
+
+
+def write_table(found: Iterable[Sensitivity], folder: Path) -> None:
+    """`sensitivity.csv` in `folder`, a row for each layer and number of levels."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in found:
+        shape = "x".join(map(str, one.layer.shape))
+        numbers = (one.bits / one.weights, one.relative_error, one.divergence, one.agreement, one.top1)
+        texts = ("" if number is None else f"{number:.6g}" for number in numbers)
+        writer.writerow((one.layer.name, shape, one.weights, one.num_levels, *texts))
+    write_text(folder / "sensitivity.csv", text.getvalue())

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from ldnq.config import PRECISIONS
+from ldnq.config import AUTO, PRECISIONS, SCALES
 
 
 def _group(*options: Callable) -> Callable:
@@ -46,6 +46,19 @@ def _parse_model_args(ctx, param, values) -> dict:
         except ValueError:
             arguments[name] = text
     return arguments
+
+
+def parse_kbits_for(ctx, param, values) -> dict[str, int]:
+    """PATTERN=K of every value, K where it is one; what levels there are, the configuration knows."""
+    found = {}
+    for value in values:
+        pattern, _, kbits = value.rpartition("=")
+        if not (pattern and kbits.isdecimal()):
+            raise click.BadParameter(f"expected PATTERN=K, such as 'layer1.*=5', got {value!r}", ctx, param)
+        # The last one counts, also of equal patterns.
+        found.pop(pattern, None)
+        found[pattern] = int(kbits)
+    return found
 
 
 model_option = click.option("--model", metavar="NAME", help="A known network, or package.module:factory.")
@@ -97,6 +110,19 @@ synthesis_options = _group(
     click.option("--calibration-data/--no-calibration-data", default=True, help="Whether to use real images at all."),
 )
 
+layer_options = _group(
+    click.option(
+        "--solver", metavar="NAME", help="Of each layer's problem; see 'ldnq list solvers'. [default: preset's]"
+    ),
+    click.option("--scale", type=click.Choice(SCALES), help="One α a layer, or a channel. [default: the preset's]"),
+    click.option("--quantize-bias/--no-quantize-bias", help="Quantize the bias of linear layers with their weights."),
+    click.option("--skip", multiple=True, metavar="NAME", help="Keep layers of this name (a glob) float. Repeatable."),
+    click.option("--keep-first-last", is_flag=True, help="Keep the first and the last layer float."),
+    click.option(
+        "--views", type=click.IntRange(0), help="Random views of each image beside it. [default: the preset's]"
+    ),
+)
+
 runtime_options = _group(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option(
@@ -121,8 +147,7 @@ def settle_calibration(values: dict) -> None:
 
     Raises `click.UsageError` where the command line contradicts itself.
     """
-    context = click.get_current_context()
-    typed = {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    typed = _typed(values)
     drawing = typed & {"ratio", "samples", "stratified", "resample"}
     if named := drawing | (typed & {"calibration"}):
         if "calibration_data" in typed and not values["calibration_data"]:
@@ -136,3 +161,16 @@ def settle_calibration(values: dict) -> None:
         values["samples"] = None
     if drawing:
         values["calibration"] = None
+
+
+def settle_levels(values: dict) -> None:
+    """Let a number of levels on the command line win over a configuration's choice of levels."""
+    typed = _typed(values)
+    if "kbits" in typed and values["kbits"] != AUTO and "target_bits" not in typed:
+        values["target_bits"] = None
+
+
+def _typed(values: dict) -> set[str]:
+    """The options that stand on the command line."""
+    context = click.get_current_context()
+    return {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}

@@ -6,14 +6,15 @@ from pathlib import Path
 import click
 
 from ldnq.commands import console, options
-from ldnq.config import KBITS, METHODS, RANGES, SCALES, RunConfig, read_options
+from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig, read_options
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     # A configuration's values become defaults, so that options given beside it win.
     if path is not None:
         stored = read_options(path)
-        stored["model_args"] = [f"{name}={json.dumps(value)}" for name, value in stored["model_args"].items()]
+        for name in ("model_args", "kbits_for"):
+            stored[name] = [f"{key}={json.dumps(value)}" for key, value in stored[name].items()]
         ctx.default_map = stored
 
 
@@ -30,21 +31,21 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--preset", default="balanced", show_default=True, help="What is done; see 'ldnq list presets'.")
 @click.option("--method", type=click.Choice(METHODS), default="ldnq", show_default=True, help="The family of stages.")
 @click.option(
-    "--kbits", type=click.Choice([str(k) for k in KBITS]), default="3", show_default=True,
-    callback=lambda ctx, param, value: int(value),
-    help="Number of levels: 3 is {0, ±α}, 5 adds ±2α, 7 ±4α, 9 ±8α, 11 ±16α.",
+    "--kbits", type=click.Choice([*(str(k) for k in KBITS), AUTO]), default="3", show_default=True,
+    callback=lambda ctx, param, value: value if value == AUTO else int(value),
+    help="Number of levels: 3 is {0, ±α}, 5 adds ±2α, 7 ±4α, 9 ±8α, 11 ±16α. auto: what suits each layer best.",
 )  # fmt: skip
-@click.option("--solver", metavar="NAME", help="Of each layer's problem; see 'ldnq list solvers'. [default: preset's]")
-@click.option("--scale", type=click.Choice(SCALES), help="One α a layer, or a channel. [default: the preset's]")
-@click.option("--quantize-bias/--no-quantize-bias", help="Quantize the bias of linear layers with their weights.")
+@click.option(
+    "--kbits-for", multiple=True, metavar="PATTERN=K", callback=options.parse_kbits_for,
+    help="Levels of the layers of this name (a glob), also beside auto; the last one that fits counts. Repeatable.",
+)  # fmt: skip
+@click.option("--target-bits", type=float, metavar="BITS", help="Of a weight on average, scales counted, for auto.")
+@options.layer_options
 @click.option("--abits", type=click.IntRange(4, 8), help="Bits of activations, for integer runtimes. [default: float]")
 @click.option(
     "--ranges", type=click.Choice(RANGES), default=RANGES[0], show_default=True, help="How --abits finds their ranges."
 )
-@click.option("--skip", multiple=True, metavar="NAME", help="Keep layers of this name (a glob) float. Repeatable.")
-@click.option("--keep-first-last", is_flag=True, help="Keep the first and the last layer float.")
 @click.option("--training/--no-training", default=True, show_default=True, help="Allow gradient steps.")
-@click.option("--views", type=click.IntRange(0), help="Random views of each image beside it. [default: the preset's]")
 @click.option("--cascade-epochs", type=click.IntRange(0), help="At most so many after each layer. [default: preset's]")
 @click.option("--cascade-lr", type=float, help="Learning rate of the cascade update. [default: the preset's]")
 @click.option("--block-steps", type=click.IntRange(0), help="Of each residual block. [default: the preset's]")
@@ -57,14 +58,20 @@ def quantize_command(output: Path | None, **values) -> None:
     \b
     ldnq quantize --model resnet20 --dataset digits --kbits 3
     ldnq quantize --model resnet18 --kbits 5
+    ldnq quantize --model resnet20 --dataset digits --kbits 3 --kbits-for 'layer1.*=5' --kbits-for linear=9
+    ldnq quantize --model resnet20 --dataset digits --kbits auto --target-bits 2.0
     """
     options.require_model(values["model"])
     options.settle_calibration(values)
+    options.settle_levels(values)
     config = RunConfig.from_options(values)
     from ldnq.pipeline import run
 
     with console.progress():
         result = run(config, output)
+    if config.recipe.kbits == AUTO:
+        rows = [(name, f"{w.codes.numel():,}", w.codebook.num_levels) for name, w in result.model.weights.items()]
+        console.table(rows, ("parameter", "weights", "levels"), "Levels chosen")
     console.table(_summary(result.metrics) + [("files", str(result.folder))])
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ldnq.stages.reconstruction import Reconstruction
 from ldnq.walk import Walk
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Of inputs, and of values between two layers, kept from one layer to the next.
 MAX_BYTES = 4 << 30
@@ -81,7 +83,8 @@ class Layerwise:
         course = self.prepare(state, calibration, generator)
         layers = course.layers
         for position, layer in enumerate(track(layers, "quantizing layers"), 1):
-            result = self.reconstruction(state, layer, course)(self.solver, self.codebook_of(layer), state)
+            codebook = last_match(self.codebooks, layer.name, self.codebook)
+            result = self.reconstruction(state, layer, course)(self.solver, codebook, state)
             state.results.append(result)
             log.info(
                 "layer %d of %d, %s %s: relative error %.4f",
@@ -99,11 +102,6 @@ class Layerwise:
         joints = Joints(state.student, state.teacher)
         felt = self._sensitivities(state, layers, calibration, generator)
         return Course(layers, joints, felt, self._walks(joints, calibration, generator))
-
-    def codebook_of(self, layer: Layer) -> Codebook:
-        """Of the patterns that match a layer the last decides."""
-        matching = [codebook for pattern, codebook in self.codebooks.items() if fnmatchcase(layer.name, pattern)]
-        return [self.codebook, *matching][-1]
 
     def _choose(self, layers: Sequence[Layer]) -> tuple[list[Layer], list[SkippedLayer]]:
         """Layers to quantize, and those that the options leave out."""
@@ -213,10 +211,16 @@ class Layerwise:
         )
 
 
+def last_match(table: Mapping[str, T], name: str, default: T) -> T:
+    """The entry of the last glob in `table` that matches a layer's `name`."""
+    return [default, *(entry for pattern, entry in table.items() if fnmatchcase(name, pattern))][-1]
+
+
 def _check_patterns(option: str, patterns: Iterable[str], layers: Sequence[Layer]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
-            raise UsageError(f"{option} {pattern} matches none of the layers: {shorten([l.name for l in layers])}")
+            names = [layer.name for layer in layers]
+            raise UsageError(f"{option} {pattern} matches none of the layers: {shorten(names)}")
 
 
 def _remark(layer: Layer, moments: Moments) -> None:
