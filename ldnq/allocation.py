@@ -52,14 +52,25 @@ def allocate(errors: Sequence[Sequence[float]], bits: Sequence[Sequence[float]],
     return [int(part.argmax()) for part in np.split(solution.x, ends[:-1])]
 
 
+def choose_levels(found: Sequence[Sequence[Sensitivity]], target_bits: float) -> dict[str, int]:
+    """The number of levels of each layer, by its name, of those tried: `target_bits` a weight on average, at most.
+
+    Divergences of single layers add up, more or less: their sum is what is kept small.
+    """
+    weights = sum(trials[0].weights for trials in found)
+    positions = allocate(
+        [[trial.divergence for trial in trials] for trials in found],
+        [[trial.bits / weights for trial in trials] for trials in found],
+        target_bits,
+    )
+    return {trials[0].layer.name: trials[position].num_levels for trials, position in zip(found, positions)}
+
+
 def settle_levels(
     module: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int
 ) -> tuple[RecipeConfig, list[Sensitivity]]:
-    """A filled-in `recipe` with a number of levels for every layer of `module`, and the sensitivities that decided,
-    where it leaves the choice to us; layers that it has named itself keep theirs.
-
-    What single layers do to the outputs adds up, more or less: the sum of their divergences is what is kept small.
-    """
+    """A filled-in `recipe` with a number of levels for every layer of `module`, and the sensitivities that decided
+    where it leaves the choice to us; layers for which it names one keep that."""
     if recipe.kbits != AUTO:
         return recipe, []
 
@@ -71,11 +82,6 @@ def settle_levels(
     stage = replace(layerwise(numbered), cascade=None)
     generator = torch.Generator().manual_seed(seed)
     found = list(measure_sensitivities(start(module), images, stage, choices, generator))
-    weights = sum(tried[0].weights for tried in found)
-    positions = allocate(
-        [[trial.divergence for trial in tried] for tried in found],
-        [[trial.bits / weights for trial in tried] for tried in found],
-        recipe.target_bits,
-    )
-    chosen = {escape(tried[0].layer.name): tried[at].num_levels for tried, at in zip(found, positions)}
-    return replace(numbered, kbits_for=chosen), [trial for tried in found for trial in tried]
+    chosen = choose_levels(found, recipe.target_bits)
+    settled = replace(numbered, kbits_for={escape(name): num_levels for name, num_levels in chosen.items()})
+    return settled, [trial for trials in found for trial in trials]

@@ -38,7 +38,9 @@ OPTIONS = {
     "synthesize": 30,
     "preset": "fast",
     "method": "ldnq",
-    "kbits": 7,
+    "kbits": "auto",
+    "kbits_for": {"layer1.*": 5, "linear": 9},
+    "target_bits": 2.5,
     "solver": "nearest",
     "scale": "channel",
     "quantize_bias": True,
@@ -67,7 +69,8 @@ def test_every_option_finds_its_part():
     assert config.network.model_args == {"width": 32, "option": "B"}
     assert config.data.image_size == 40
     assert config.calibration.seed == 3
-    assert config.recipe.kbits == 7
+    assert config.recipe.kbits == "auto"
+    assert config.recipe.kbits_for == {"layer1.*": 5, "linear": 9}
     assert config.runtime.device == "cuda:1"
 
 
@@ -118,8 +121,11 @@ def test_the_known_numbers_of_levels_are_taken(kbits):
         ("samples", 0, "expected at least 1 calibration image, got --samples 0"),
         ("samples", -3, "expected at least 1 calibration image"),
         ("seed", -1, "seed"),
-        ("kbits", 4, "expected kbits of 3, 5, 7, 9, 11, got 4"),
-        ("kbits", 13, "expected kbits of 3, 5, 7, 9, 11, got 13"),
+        ("kbits", 4, "expected kbits of 3, 5, 7, 9, 11 or auto, got 4"),
+        ("kbits", 13, "expected kbits of 3, 5, 7, 9, 11 or auto, got 13"),
+        ("kbits", "auto", "expected --kbits auto with --target-bits BITS, such as 2.0, got no target bits"),
+        ("target_bits", 2.0, "expected --kbits auto with --target-bits BITS, such as 2.0, got kbits 3"),
+        ("kbits_for", {"conv1": 4}, "expected kbits of 3, 5, 7, 9, 11 for conv1, got 4"),
         ("scale", "row", "expected a scale of layer or channel, got 'row'"),
         ("abits", 3, "expected 4 to 8 bits of activations, got 3"),
         ("abits", 9, "expected 4 to 8 bits of activations, got 9"),
@@ -131,7 +137,8 @@ def test_the_known_numbers_of_levels_are_taken(kbits):
     ],
     ids=[
         "ratio-zero", "ratio-above-one", "ratio-negative", "ratio-nan", "samples-zero", "samples-negative",
-        "seed-negative", "kbits-even", "kbits-too-many", "scale", "abits-few", "abits-many",
+        "seed-negative", "kbits-even", "kbits-too-many", "auto-alone", "target-alone",
+        "kbits-for-even", "scale", "abits-few", "abits-many",
         "ranges", "precision", "batch-size", "workers", "threads",
     ],
 )  # fmt: skip
@@ -140,6 +147,12 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_line(option, value, expec
         RunConfig.from_options({"model": "resnet20", option: value})
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [0.0, -1.0, float("inf"), float("nan")])
+def test_target_bits_are_a_positive_number(bits):
+    with pytest.raises(UsageError, match="expected a positive number of target bits"):
+        RecipeConfig(kbits="auto", target_bits=bits)
 
 
 def test_a_missing_file_is_named(tmp_path):

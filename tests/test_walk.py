@@ -1,6 +1,7 @@
 """A walk from layer to layer sees what a pass of the whole network sees, also when weights ahead of it change."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -87,6 +88,32 @@ class Untraceable(nn.Module):
     def forward(self, x):
         x = self.layer(x)
         return self.layer(x) if x.sum() < 1e9 else x
+
+
+@torch.no_grad()
+def test_the_result_is_that_of_the_weights_as_they_are_now():
+    for network, x in ((InPlace(), torch.randn(3, 4)), (Untraceable(), torch.randn(3, 4))):
+        walk = Walk(Wiring(network), x.clone())
+        for layer in find_layers(network, x.clone())[0]:
+            walk.inputs(layer)
+            for _ in range(2):
+                network.get_submodule(layer.name).weight.mul_(1.5)
+                torch.testing.assert_close(walk.result(), network(x.clone()))
+
+
+def test_values_that_nobody_needs_any_more_are_not_held():
+    network, alive = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6))), []
+
+    def count(_, inputs, output):
+        sizes.append(sum(1 for reference in alive if reference() is not None))
+        alive.append(weakref.ref(output))
+
+    sizes = []
+    for module in network:
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        Walk(Wiring(network), torch.randn(2, 4)).result()
+    assert max(sizes) <= 1
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def _rows(found: list, count: int) -> list[tuple]:
         trials = found[first : first + count]
         agreement = trials[0].agreement
         rows.append((
-            trials[0].layer.name, f"{trials[0].weights:,}", *(f"{trial.divergence:.5f}" for trial in trials),
+            trials[0].layer.name, f"{trials[0].weights:,}", *(f"{trial.divergence:.1e}" for trial in trials),
             "" if agreement is None else f"{agreement:.1f}%",
         ))  # fmt: skip
     return rows

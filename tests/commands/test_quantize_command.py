@@ -293,3 +293,64 @@ def test_a_finished_run_is_not_written_over(ldnq, tiny):
     ldnq("quantize", *tiny, "--no-training", "--output", "run")
     result = ldnq("quantize", *tiny, "--no-training", "--output", "run")
     assert (result.code, result.err.count("holds a finished run")) == (2, 1)
+
+
+def test_layers_named_on_the_command_line_have_levels_of_their_own(ldnq, tiny, workdir):
+    named = ("--kbits-for", "*", "--kbits-for=3=9")
+    assert ldnq("quantize", *tiny, *named).code == 2
+    named = ("--kbits", 5, "--kbits-for", "1*=7", "--kbits-for", "3=9")
+    result = ldnq("quantize", *tiny, "--no-training", *named, "--output", "run")
+    assert result.code == 0, result.err
+    assert "levels of 3: {0, ±α, ±2α, ±4α, ±8α} (9 values)" in result.err
+    levels = {"0": 5, "3": 9, "6": 5, "11": 7}
+    assert {row["name"]: int(row["kbits"]) for row in _layers(workdir / "run")} == levels
+    metrics = _metrics(workdir / "run")
+    assert (metrics["kbits"], metrics["kbits_by_layer"]) == (5, levels)
+    assert metrics["levels"] == [-8, -4, -2, -1, 0, 1, 2, 4, 8]
+    again = ldnq("quantize", "--config", "run/config.json", "--output", "again")
+    assert again.code == 0, again.err
+    assert {row["name"]: int(row["kbits"]) for row in _layers(workdir / "again")} == levels
+
+
+def test_levels_are_chosen_under_a_budget_and_the_same_again(ldnq, tiny, workdir):
+    auto = ("--preset", "fast", "--solver", "nearest", "--kbits", "auto", "--target-bits", 2.5)
+    result = ldnq("quantize", *tiny, *auto, "--output", "run")
+    assert result.code == 0, result.err
+    assert "levels: chosen layer by layer for 2.5 bits a weight" in result.err
+    metrics = _metrics(workdir / "run")
+    assert metrics["kbits"] == "auto"
+    assert 2.2 < metrics["bits_per_weight"] <= 2.5 + 1e-6
+    levels = {row["name"]: int(row["kbits"]) for row in _layers(workdir / "run")}
+    assert metrics["kbits_by_layer"] == levels
+    table = [line.split() for line in result.out.partition("Levels chosen")[2].splitlines()]
+    assert {
+        row[0].removesuffix(".weight"): int(row[2]) for row in table if len(row) == 3 and row[2].isdigit()
+    } == levels
+    tried = list(csv.DictReader((workdir / "run/sensitivity.csv").read_text().splitlines()))
+    assert {row["name"] for row in tried} == set(levels)
+    again = ldnq("quantize", "--config", "run/config.json", "--output", "again")
+    assert again.code == 0, again.err
+    with h5py.File("run/model.h5") as one, h5py.File("again/model.h5") as two:
+        assert np.array_equal(one["codes"], two["codes"])
+    uniform = ldnq("quantize", "--config", "run/config.json", "--kbits", 5, "--output", "uniform")
+    assert uniform.code == 0, uniform.err
+    assert _metrics(workdir / "uniform")["kbits_by_layer"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kbits", "auto"], "expected --kbits auto with --target-bits BITS"),
+        (["--target-bits", 2], "expected --kbits auto with --target-bits BITS"),
+        (["--kbits", "auto", "--target-bits", 1.2], "expected a target of at least 1.6"),
+        (["--kbits-for", "conv9=5"], "--kbits-for conv9 matches none of the layers: 0, 3"),
+        (["--kbits-for", "0"], "expected PATTERN=K, such as 'layer1.*=5', got '0'"),
+        (["--kbits-for", "0=4"], "expected kbits of 3, 5, 7, 9, 11 for 0, got 4"),
+    ],
+    ids=["auto alone", "target alone", "too few bits", "no such layer", "no levels", "levels nobody knows"],
+)
+def test_levels_that_cannot_be_are_one_line(ldnq, tiny, words, message):
+    result = ldnq("-q", "quantize", *tiny, "--preset", "fast", "--solver", "nearest", *words)
+    lines = [line for line in result.err.splitlines() if not line.startswith("warning:")]
+    assert (result.code, len(lines)) == (2, 1)
+    assert message in lines[0]

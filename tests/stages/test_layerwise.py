@@ -45,6 +45,21 @@ def test_every_weight_of_the_student_is_a_level_times_its_scale(kbits, per_chann
         assert all(torch.isin(row, values).all() for row, values in zip(rows, allowed))
 
 
+def test_layers_have_the_codebook_of_the_last_pattern_that_names_them():
+    codebooks = {"*": Codebook.power_of_two(5), "3": Codebook.power_of_two(9), "[0]": Codebook.power_of_two(11)}
+    state = _quantize(_network(), codebooks=codebooks, quantize_bias=True)
+    found = {name: weight.codebook.num_levels for name, weight in state.weights.items()}
+    assert found == {"0.weight": 11, "3.weight": 9, "7.weight": 5, "7.bias": 5}
+    assert [len(torch.unique(state.weights[name].codes)) > 5 for name in ("0.weight", "3.weight")] == [True, True]
+
+
+@pytest.mark.parametrize("skip", [(), ("7",)], ids=["no such layer", "one that is left out"])
+def test_levels_for_no_layer_are_refused(skip):
+    pattern = "7" if skip else "conv*"
+    with pytest.raises(UsageError, match=rf"--kbits-for {pattern[:4]}.* matches none of the layers: 0, 3"):
+        _quantize(_network(), codebooks={pattern: TERNARY}, skip=skip)
+
+
 def test_the_teacher_is_not_touched():
     network = _network()
     before = copy.deepcopy(network.state_dict())

@@ -1,0 +1,144 @@
+"""Levels chosen layer by layer beside the same levels everywhere, in the same number of bits: ResNet-20 on CIFAR-10.
+
+    pip install .
+    python benchmarks/allocation.py --data-root DIR
+
+writes `allocation.md`, rows kept in `allocation.json`, so that it can be stopped and continued. Preset `fast`, one
+scale a layer, 500 images; every network is compared with the float one on the test images.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+from rows import SAMPLES, digest, publish, spread
+from torch import Tensor
+from workbench import Workbench
+
+from ldnq.allocation import choose_levels
+from ldnq.calibration import CalibrationImages
+from ldnq.codebook import Codebook
+from ldnq.config import KBITS, DataConfig, RecipeConfig
+from ldnq.datasets.images import Prepared, in_memory
+from ldnq.files import write_json
+from ldnq.pipeline import apply_stages
+from ldnq.preparation import start
+from ldnq.presets import fill_in, layerwise
+from ldnq.quantized import QuantizedModel
+from ldnq.sensitivity import Comparison, Labels, Sensitivity, measure_sensitivities
+
+HERE = Path(__file__).parent
+MODEL, DATASET = "resnet20", "cifar10"
+SEEDS = (0, 1, 2)
+STAGE = layerwise(fill_in(RecipeConfig(preset="fast")))
+# Bits a weight of these codebooks everywhere, scales counted, and what lies between.
+UNIFORM = (3, 5, 7)
+BETWEEN = (2.0,)
+BATCH = 500
+MEASURES = ("divergence", "agreement", "top1")
+
+
+class Bench(Workbench):
+    """With the test images in memory, and what the float network says of them."""
+
+    def __init__(self, data_root: str) -> None:
+        super().__init__(MODEL, DataConfig(DATASET, data_root))
+        images, labels = in_memory(Prepared(self.data.test, self.network.preprocessing))
+        self.batches = [self.network.preprocessing.normalize(batch) for batch in images.split(BATCH)]
+        self.labels = Labels(labels, lambda outputs: outputs)
+        self.targets = self.outputs(self.network.module.eval())
+
+    @torch.no_grad()
+    def outputs(self, module: torch.nn.Module) -> list[Tensor]:
+        """Of all test images."""
+        return [module(batch) for batch in self.batches]
+
+    def sensitivities(self, images: CalibrationImages, seed: int) -> list[list[Sensitivity]]:
+        """Of every layer at every number of levels."""
+        generator = torch.Generator().manual_seed(seed)
+        return list(measure_sensitivities(start(self.network.module), images, STAGE, lambda layer: KBITS, generator))
+
+    def run(self, images: CalibrationImages, seed: int, levels: Mapping[str, int]) -> dict[str, float]:
+        """The measures of the network with these numbers of levels, and its bits a weight."""
+        stage = replace(STAGE, codebooks={name: Codebook.power_of_two(k) for name, k in levels.items()})
+        state = apply_stages(self.network.module, images, [stage], torch.Generator().manual_seed(seed))
+        comparison = Comparison(self.labels)
+        for outputs, targets in zip(self.outputs(state.student), self.targets):
+            comparison.add(outputs, targets)
+        bits = QuantizedModel(state.student, state.weights).bits_per_weight
+        return {"bits_per_weight": bits} | dict(zip(MEASURES, comparison.compute()))
+
+
+@click.command()
+@click.option("--data-root", required=True, help="The folder of CIFAR-10.")
+@click.option("--seeds", type=click.IntRange(0, len(SEEDS)), default=len(SEEDS), help="The first so many; 0: none.")
+def main(data_root: str, seeds: int) -> None:
+    """Complete the rows and write the table."""
+    path = HERE / "allocation.json"
+    weights = digest(MODEL, DATASET)
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = [row for row in rows if row["weights"] == weights]
+    bench = Bench(data_root)
+    for seed in SEEDS[:seeds]:
+        if all(any(same(row, seed, size, how) for row in rows) for size, how in kinds()):
+            continue
+        images = bench.calibration(SAMPLES, seed)
+        found = bench.sensitivities(images, seed)
+        for size, how in kinds():
+            if any(same(row, seed, size, how) for row in rows):
+                continue
+            levels = chosen(found, size) if how == "chosen" else dict.fromkeys(names(found), int(size))
+            row = {"weights": weights, "seed": seed, "size": size, "how": how, "levels": levels}
+            rows.append(row | bench.run(images, seed, levels))
+            click.echo(f"{how}, {size}, seed {seed}: {rows[-1]['top1']:.2f}")
+            write_json(path, rows)
+    publish("allocation.md", table(rows))
+
+
+def kinds() -> list[tuple[float, str]]:
+    """What is compared: a size, by the number of levels everywhere or by bits a weight, and how levels are found."""
+    sizes = [size for size in UNIFORM if size > min(UNIFORM)]
+    return [
+        (min(UNIFORM), "the same everywhere"),
+        *((bits, "chosen") for bits in BETWEEN),
+        *((size, how) for size in sizes for how in ("the same everywhere", "chosen")),
+    ]
+
+
+def same(row: dict, seed: int, size: float, how: str) -> bool:
+    return (row["seed"], row["size"], row["how"]) == (seed, size, how)
+
+
+def names(found: list[list[Sensitivity]]) -> list[str]:
+    return [trials[0].layer.name for trials in found]
+
+
+def chosen(found: list[list[Sensitivity]], size: float) -> dict[str, int]:
+    """The levels of each layer in as many bits as `size` levels everywhere take, or in `size` bits a weight."""
+    if size in UNIFORM:
+        alike = [next(trial for trial in trials if trial.num_levels == size) for trials in found]
+        size = sum(trial.bits for trial in alike) / sum(trial.weights for trial in alike)
+    return choose_levels(found, size)
+
+
+def table(rows: list[dict]) -> str:
+    """The measures of every kind, as Markdown."""
+    lines = [
+        "| bits a weight | levels | top-1 | same class as float | divergence, 0.001 nats | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size, how in kinds():
+        group = [row | {"milli": 1000 * row["divergence"]} for row in rows if (row["size"], row["how"]) == (size, how)]
+        if group:
+            bits = spread([{"bits": row["bits_per_weight"]} for row in group[:1]], "bits")
+            levels = f"{size} everywhere" if how != "chosen" else "chosen"
+            measures = " | ".join(spread(group, name) for name in ("top1", "agreement", "milli"))
+            lines.append(f"| {bits} | {levels} | {measures} | {len(group)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
