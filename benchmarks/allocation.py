@@ -5,20 +5,25 @@
 
 writes `allocation.md`, rows kept in `allocation.json`, so that it can be stopped and continued. Preset `fast`, one
 scale a layer, 500 images; every network is compared with the float one on the test images.
+
+    python benchmarks/allocation.py --data-root DIR --measures
+
+prints what other measures of a layer's harm would choose, compared on training images.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from rows import SAMPLES, digest, publish, spread
 from torch import Tensor
 from workbench import Workbench
 
-from ldnq.allocation import choose_levels
+from ldnq.allocation import allocate, choose_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.config import KBITS, DataConfig, RecipeConfig
@@ -39,14 +44,25 @@ UNIFORM = (3, 5, 7)
 BETWEEN = (2.0,)
 BATCH = 500
 MEASURES = ("divergence", "agreement", "top1")
+# What might add up over the layers, tried with a little less than five levels everywhere take.
+HARMS: dict[str, Callable[[Sensitivity], float]] = {
+    "divergence": lambda one: one.divergence,
+    "square root of the divergence": lambda one: one.divergence**0.5,
+    "relative error of the layer": lambda one: one.relative_error,
+}
+TRIED_BITS = 2.323
+TRAINING_IMAGES = 4000
 
 
 class Bench(Workbench):
-    """With the test images in memory, and what the float network says of them."""
+    """With the test images in memory, or random training images, and what the float network says of them."""
 
-    def __init__(self, data_root: str) -> None:
+    def __init__(self, data_root: str, training: bool = False) -> None:
         super().__init__(MODEL, DataConfig(DATASET, data_root))
-        images, labels = in_memory(Prepared(self.data.test, self.network.preprocessing))
+        images = self.data.train if training else self.data.test
+        rng = np.random.default_rng(1234)
+        indices = np.sort(rng.choice(len(images), TRAINING_IMAGES, replace=False)) if training else None
+        images, labels = in_memory(Prepared(images, self.network.preprocessing, indices))
         self.batches = [self.network.preprocessing.normalize(batch) for batch in images.split(BATCH)]
         self.labels = Labels(labels, lambda outputs: outputs)
         self.targets = self.outputs(self.network.module.eval())
@@ -75,8 +91,12 @@ class Bench(Workbench):
 @click.command()
 @click.option("--data-root", required=True, help="The folder of CIFAR-10.")
 @click.option("--seeds", type=click.IntRange(0, len(SEEDS)), default=len(SEEDS), help="The first so many; 0: none.")
-def main(data_root: str, seeds: int) -> None:
+@click.option("--measures", is_flag=True, help="Compare measures of harm on training images instead.")
+def main(data_root: str, seeds: int, measures: bool) -> None:
     """Complete the rows and write the table."""
+    if measures:
+        compare_measures(Bench(data_root, training=True))
+        return
     path = HERE / "allocation.json"
     weights = digest(MODEL, DATASET)
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -96,6 +116,22 @@ def main(data_root: str, seeds: int) -> None:
             click.echo(f"{how}, {size}, seed {seed}: {rows[-1]['top1']:.2f}")
             write_json(path, rows)
     publish("allocation.md", table(rows))
+
+
+def compare_measures(bench: Bench) -> None:
+    """Print the divergence of networks of the same levels everywhere, and of those that each measure of harm chooses,
+    beside the sum over single layers."""
+    images = bench.calibration(SAMPLES, 0)
+    found = bench.sensitivities(images, 0)
+    weights = sum(trials[0].weights for trials in found)
+    bits = [[trial.bits / weights for trial in trials] for trials in found]
+    tried = {f"{k} levels everywhere": [KBITS.index(k)] * len(found) for k in KBITS[:4]}
+    for name, harm in HARMS.items():
+        tried[name] = allocate([[harm(trial) for trial in trials] for trials in found], bits, TRIED_BITS)
+    for name, positions in tried.items():
+        chosen = [trials[position] for trials, position in zip(found, positions)]
+        together = bench.run(images, 0, {one.layer.name: one.num_levels for one in chosen})["divergence"]
+        click.echo(f"{name}: {together:.5f}, sum over layers {sum(one.divergence for one in chosen):.5f}")
 
 
 def kinds() -> list[tuple[float, str]]:
@@ -133,10 +169,9 @@ def table(rows: list[dict]) -> str:
     for size, how in kinds():
         group = [row | {"milli": 1000 * row["divergence"]} for row in rows if (row["size"], row["how"]) == (size, how)]
         if group:
-            bits = spread([{"bits": row["bits_per_weight"]} for row in group[:1]], "bits")
             levels = f"{size} everywhere" if how != "chosen" else "chosen"
             measures = " | ".join(spread(group, name) for name in ("top1", "agreement", "milli"))
-            lines.append(f"| {bits} | {levels} | {measures} | {len(group)} |")
+            lines.append(f"| {group[0]['bits_per_weight']:.2f} | {levels} | {measures} | {len(group)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -111,7 +111,8 @@ def quantize(
 
     `batches` yields inputs as the network takes them (n, …), or tuples that start with them, such as a `DataLoader`
     gives; `batch_size` bounds the memory of passes that do not train; `options` are the other fields of
-    `RecipeConfig`, such as `scale="channel"` or `training=False`. Raises `NetworkError` where the network cannot run.
+    `RecipeConfig`, such as `scale="channel"`, `training=False`, `kbits_for={"fc": 9}`, or `target_bits=2.0` for kbits
+    "auto". Raises `NetworkError` where the network cannot run.
     """
     inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
     if not inputs:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+import ldnq
 from ldnq import load
 from ldnq.codebook import Codebook
 from ldnq.errors import CheckpointError, ExportError, NetworkError, UsageError
@@ -149,6 +150,19 @@ def test_narrow_integers_hold_the_codebooks_that_fit(kbits, scale, tmp_path):
             with pytest.raises(UsageError, match=f"do not fit {kind}: use --weight-type int8"):
                 _export(model, tmp_path, weight_type=kind)
     assert sorted(sizes.values(), reverse=True) == list(sizes.values())
+
+
+@pytest.mark.parametrize("name", ["onnx", "safetensors"])
+def test_layers_may_have_different_codebooks(name, tmp_path):
+    model = ldnq.quantize(Flat(), [IMAGES], kbits=3, kbits_for={"layers.3": 7}, preset="paper", training=False)
+    path, _ = _export(model, tmp_path, name, **({"weight_type": "int4"} if name == "onnx" else {}))
+    found = load(path, Flat())
+    assert [weight.codebook.num_levels for weight in found.weights.values()] == [3, 7]
+    assert torch.equal(found.module(IMAGES), model.module(IMAGES))
+    assert found.bits_per_weight == model.bits_per_weight
+    if name == "onnx":
+        with pytest.raises(UsageError, match=r"the levels of layers\.3\.weight, up to ±4, do not fit int2"):
+            _export(model, tmp_path, weight_type="int2")
 
 
 def test_metadata_goes_with_the_file(tmp_path):
