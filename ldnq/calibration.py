@@ -65,7 +65,7 @@ class CalibrationSet:
                     int(file.attrs["seed"]),
                     bool(file.attrs["stratified"]),
                 )
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, OverflowError, RuntimeError) as error:
             raise DataError(f"{path} is not a calibration set: draw one with 'ldnq sample'") from error
 
     def check(self, dataset: str, images: Images, path: Path) -> None:
