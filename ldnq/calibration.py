@@ -6,16 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
+from ldnq import hdf5
 from ldnq.augmentation import Augmentation
 from ldnq.config import CalibrationConfig
 from ldnq.datasets.images import Images
 from ldnq.errors import DataError, UsageError
-from ldnq.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +36,8 @@ class CalibrationSet:
 
     def save(self, path: Path) -> None:
         """Write an HDF5 file: the indices, never the images."""
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            file["indices"] = self.indices
+        with hdf5.created(path) as file:
+            file["indices"] = self.indices.astype("<i8")
             file.attrs.update(
                 format_version=FORMAT_VERSION,
                 dataset=self.dataset,
@@ -54,19 +53,19 @@ class CalibrationSet:
         if not path.is_file():
             raise DataError(f"no calibration set {path}: draw one with 'ldnq sample'")
         try:
-            with h5py.File(path, "r") as file:
+            with hdf5.opened(path) as file:
                 version = int(file.attrs["format_version"])
                 if version != FORMAT_VERSION:
                     raise DataError(f"calibration set {path} has format {version}, expected {FORMAT_VERSION}")
                 return cls(
-                    np.asarray(file["indices"][:], dtype=np.int64),
+                    hdf5.read_flat(file, "indices", "<i8").astype(np.int64),
                     str(file.attrs["dataset"]),
                     str(file.attrs["fingerprint"]),
                     float(file.attrs["ratio"]),
                     int(file.attrs["seed"]),
                     bool(file.attrs["stratified"]),
                 )
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, OverflowError, RuntimeError) as error:
             raise DataError(f"{path} is not a calibration set: draw one with 'ldnq sample'") from error
 
     def check(self, dataset: str, images: Images, path: Path) -> None:

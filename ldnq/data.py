@@ -7,7 +7,7 @@ from pathlib import Path
 from ldnq.config import DataConfig
 from ldnq.datasets import DatasetFamily, datasets
 from ldnq.datasets.images import Images
-from ldnq.errors import DataError, UsageError
+from ldnq.errors import DataError, UsageError, shorten
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ def load_data(config: DataConfig, family: DatasetFamily, *, training: bool = Tru
             found = len(images.class_names)
             raise DataError(f"expected the {expected} classes of {family.name} in {root}, found {found}")
     if test and train and train.labelled and test.class_names != train.class_names:
+        single = sorted(set(train.class_names) ^ set(test.class_names))
         raise DataError(
             f"expected the same classes in both splits of {root}, found {len(train.class_names)} for training and "
-            f"{len(test.class_names)} for testing"
+            f"{len(test.class_names)} for testing: {shorten(single)} in one alone"
         )
     return Data(family, train, test)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldnq.errors import UsageError
@@ -73,7 +73,15 @@ class Preprocessing:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as RGB; transparency is dropped."""
+    """Any picture as RGB, upright, eight bits a channel; transparency is dropped. Raises `ValueError` where its numbers
+    have no largest one that stands for white."""
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    image = ImageOps.exif_transpose(image)
+    if sixteen:
+        # Pillow would take all above 255 for white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits a channel, found 32 (mode {image.mode})")
     if "transparency" in image.info:
         # Straight to RGB, Pillow warns of palettes with transparent entries.
         image = image.convert("RGBA")

@@ -3,7 +3,7 @@
 `header` is zlib-compressed JSON (version, network, preprocessing, provenance, an index of parameters and tensors, and
 the SHA-256 of each other dataset); `codes` holds the packed codes of all quantized parameters one after the other,
 deflated by HDF5 where that helps, `scales` and `levels` their float32 scales and codebooks, `tensors` the raw
-little-endian bytes of everything else.
+little-endian bytes of everything else. The file ends with the seal of `ldnq.hdf5`.
 """
 
 import hashlib
@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
+from ldnq import hdf5
 from ldnq.codebook import Codebook
 from ldnq.errors import CheckpointError
-from ldnq.files import replacing
 from ldnq.formats.contents import DTYPES, Contents, check_version, describe, float_tensors, reading, to_bytes
 from ldnq.packing import pack, packed_size, unpack
 from ldnq.quantized import QuantizedModel, QuantizedWeight
@@ -30,7 +29,7 @@ FORMAT_VERSION = 1
 MAX_HEADER = 64 << 20
 # Of HDF5's own deflate filter, and the share of the bytes that it must come down to.
 LEVEL, WORTHWHILE = 6, 0.95
-BLOCKS = ("codes", "scales", "levels", "tensors")
+BLOCKS = {"codes": "u1", "scales": "<f4", "levels": "<f4", "tensors": "u1"}
 
 
 def save(model: QuantizedModel, path: str | Path) -> dict[str, int]:
@@ -55,13 +54,12 @@ def save(model: QuantizedModel, path: str | Path) -> dict[str, int]:
         "tensors": [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in others.items()],
         "sha256": {name: hashlib.sha256(block.tobytes()).hexdigest() for name, block in blocks.items()},
     }
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w", libver="latest") as file:
-            file["header"] = np.frombuffer(zlib.compress(json.dumps(header).encode(), 9), np.uint8)
-            for name, block in blocks.items():
-                file.create_dataset(name, data=block, **_filter(name, block))
-            sizes = {name: file[name].id.get_storage_size() for name in ("codes", "scales", "tensors")}
-        total = temporary.stat().st_size
+    with hdf5.created(path, libver="latest") as file:
+        file["header"] = np.frombuffer(zlib.compress(json.dumps(header).encode(), 9), np.uint8)
+        for name, block in blocks.items():
+            file.create_dataset(name, data=block, **_filter(name, block))
+        sizes = {name: file[name].id.get_storage_size() for name in ("codes", "scales", "tensors")}
+    total = path.stat().st_size
     return sizes | {"overhead": total - sum(sizes.values()), "total": total}
 
 
@@ -88,12 +86,12 @@ def _read_blocks(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}: expected a model.h5 written by 'ldnq quantize'")
     try:
-        with h5py.File(path, "r") as file:
-            raw = {name: file[name][:] for name in ("header", *BLOCKS)}
+        with hdf5.opened(path) as file:
+            raw = {name: hdf5.read_flat(file, name, dtype) for name, dtype in {"header": "u1", **BLOCKS}.items()}
         inflate = zlib.decompressobj()
         header = json.loads(inflate.decompress(raw.pop("header").tobytes(), MAX_HEADER))
         digests = dict(header["sha256"])
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, zlib.error) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
         raise CheckpointError(f"{path} is not a checkpoint of ldnq, or is damaged") from error
     check_version(path, header, FORMAT_VERSION)
     for name, block in raw.items():

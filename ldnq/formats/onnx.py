@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +89,16 @@ class Onnx(Format):
         return Opened(found, _forward(_session(path.read_bytes())), as_written)
 
     def remarks(self, path: Path, model: QuantizedModel) -> list[tuple[str, str]]:
-        """How many layers onnxruntime computes with integers, where activations are on grids."""
+        """How many layers onnxruntime computes with integers, and which it does not, where activations are on grids."""
         if not model.grids:
             return []
-        kinds = _optimized_kinds(path)
-        calls = [node for node in model.module.graph.nodes if node.op == "call_module"]
-        layers = [node for node in calls if isinstance(model.module.get_submodule(node.target), (nn.Conv2d, nn.Linear))]
-        whole = min(len(layers), sum(kinds[kind] for kind in INTEGER_LAYERS))
-        return [("integer layers", f"{whole} of {len(layers)}, as onnxruntime runs them")]
+        calls = (node.target for node in model.module.graph.nodes if node.op == "call_module")
+        kinds = (nn.Conv2d, nn.Linear)
+        layers = [name for name in dict.fromkeys(calls) if isinstance(model.module.get_submodule(name), kinds)]
+        integers = _inputs_of_integer_layers(path)
+        floats = [name for name in layers if f"{name}.weight{CODES}" not in integers]
+        count = f"{len(layers) - len(floats)} of {len(layers)}, as onnxruntime runs them"
+        return [("integer layers", count)] + ([("float layers", ", ".join(floats))] if floats else [])
 
     def _kind(self, name: str, codebook: Codebook) -> str:
         """The integer type of a codebook's levels; raises `UsageError` where they do not fit the one asked for."""
@@ -224,10 +225,11 @@ def _forward(session) -> Callable[[Tensor], Tensor]:
     return lambda batch: torch.from_numpy(session.run(["output"], {"input": batch.numpy(force=True)})[0])
 
 
-def _optimized_kinds(path: Path) -> Counter[str]:
-    """How often each operator is in the graph that onnxruntime makes of the file."""
+def _inputs_of_integer_layers(path: Path) -> set[str]:
+    """What goes into layers on integers, in the graph that onnxruntime makes of the file."""
     onnx = require("onnx", "onnx")
     with TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         _session(path.read_bytes(), optimized=optimized)
-        return Counter(node.op_type for node in onnx.load(optimized).graph.node)
+        nodes = onnx.load(optimized).graph.node
+        return {name for node in nodes if node.op_type in INTEGER_LAYERS for name in node.input}

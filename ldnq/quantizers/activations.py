@@ -14,9 +14,11 @@ from ldnq.grid import Grid
 CLIPS = {nn.ReLU, nn.ReLU6, nn.Hardtanh, F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, "relu", "relu_"}
 # What hands on the values it is given, and zeros: they stay on the grid they are on.
 MOVES = {
-    nn.MaxPool2d, nn.Flatten, nn.AdaptiveMaxPool2d, F.max_pool2d, F.pad, torch.flatten, operator.getitem, "flatten",
-    "view", "reshape", "squeeze", "contiguous",
+    nn.MaxPool2d, nn.Flatten, nn.AdaptiveMaxPool2d, F.max_pool2d, F.pad, torch.flatten, torch.transpose, torch.permute,
+    operator.getitem, "flatten", "view", "reshape", "squeeze", "contiguous", "transpose", "permute",
 }  # fmt: skip
+# What gives parts of a value, of which each is taken by an index.
+SPLITS = {torch.chunk, torch.split, "chunk", "split"}
 IDLE = {nn.Identity, nn.Dropout, nn.Dropout2d}
 
 
@@ -141,8 +143,8 @@ def _moves(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _through(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Where a value comes from that modules only hand on."""
-    while _kind(traced, node) in IDLE:
+    """Where a value comes from that modules only hand on, or hand out in parts."""
+    while _kind(traced, node) in IDLE | SPLITS:
         node = node.all_input_nodes[0]
     return node
 
@@ -151,7 +153,7 @@ def _ends_here(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether all that becomes of a value is an output, or is clipped next."""
     for user in node.users:
         kind = _kind(traced, user)
-        if kind in IDLE or _moves(traced, user):
+        if kind in IDLE | SPLITS or _moves(traced, user):
             if not _ends_here(traced, user):
                 return False
         elif user.op != "output" and kind not in CLIPS:

@@ -133,18 +133,50 @@ def test_an_empty_flat_folder_is_named(tmp_path):
         flat_folder(tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
 def test_pictures_of_any_kind_come_as_rgb(tmp_path, mode):
-    path = tmp_path / "a" / "picture.png"
+    path = tmp_path / "a" / ("picture.jpg" if mode == "CMYK" else "picture.png")
     path.parent.mkdir()
-    if mode == "I;16":
-        Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(path)
-    else:
-        Image.fromarray(pixels(1)[0]).convert(mode).save(path)
+    Image.fromarray(pixels(1)[0]).convert(mode).save(path)
     picture = class_folders(tmp_path).picture(0)
     assert picture.mode == "RGB"
     with Image.open(path) as reference:
         np.testing.assert_array_equal(np.array(picture), np.array(reference.convert("RGB")))
+
+
+def test_sixteen_bits_become_the_upper_eight(tmp_path):
+    (tmp_path / "a").mkdir()
+    values = np.arange(0, 2**16, 2**10, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "a" / "picture.png")
+    expected = np.repeat((values // 256)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(np.array(class_folders(tmp_path).picture(0)), expected)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_without_a_white_are_refused_by_path(tmp_path, kind):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / "a" / "picture.tif")
+    with pytest.raises(DataError, match=r"picture\.tif: remove or replace it \(expected 8 or 16 bits a channel"):
+        class_folders(tmp_path).picture(0)
+
+
+def test_a_picture_taken_with_the_camera_on_its_side_comes_upright(tmp_path):
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned to the left: a quarter turn to the right makes up for it
+    taken = pixels(1)[0][:, :4]
+    Image.fromarray(taken).save(tmp_path / "a" / "picture.png", exif=exif)
+    np.testing.assert_array_equal(np.array(class_folders(tmp_path).picture(0)), np.rot90(taken, -1))
+
+
+def test_names_in_any_script_are_read_and_circles_of_links_passed_over(write_images):
+    root = write_images({"a": 1})
+    (root / "a" / "0.png").rename(root / "a" / "Größe 大きさ 🐈.png")
+    (root / "a" / "round").symlink_to(root / "a")
+    (root / "a" / "self.png").symlink_to(root / "a" / "self.png")
+    images = class_folders(root)
+    assert len(images) == 1
+    assert images.picture(0).mode == "RGB"
 
 
 def test_a_palette_picture_with_transparent_colours_is_read_without_a_warning(tmp_path):

@@ -162,10 +162,38 @@ def test_fewer_bits_are_computed_with_integers_too(network, tmp_path):
 def test_a_layer_that_stays_float_is_computed_with_floats(network, tmp_path):
     model, form, path = _quantize(network, skip=("stem",)), formats.get("onnx")(), tmp_path / "model.onnx"
     export(model, path, form, IMAGES)
-    assert form.remarks(path, model) == [("integer layers", "2 of 3, as onnxruntime runs them")]
+    assert form.remarks(path, model) == [
+        ("integer layers", "2 of 3, as onnxruntime runs them"),
+        ("float layers", "stem"),
+    ]
     loaded = load(path, Residual())
     with torch.no_grad():
         assert torch.equal(loaded.module(IMAGES), model.module(IMAGES))
+
+
+class Shuffled(nn.Module):
+    """Half of the channels go through a layer, then all are shuffled, as in ShuffleNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branch = nn.Conv2d(4, 4, 1)
+        self.last = nn.Conv2d(8, 4, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        kept, worked = torch.relu(self.stem(x)).chunk(2, dim=1)
+        x = torch.cat([kept, torch.relu(self.branch(worked))], dim=1)
+        n, _, h, w = x.shape
+        x = x.view(n, 2, 4, h, w).transpose(1, 2).reshape(n, 8, h, w)
+        return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
+def test_layers_behind_a_split_are_computed_with_integers(tmp_path):
+    model, form, path = _quantize(Shuffled().eval()), formats.get("onnx")(), tmp_path / "model.onnx"
+    export(model, path, form, IMAGES)
+    assert form.remarks(path, model) == [("integer layers", "4 of 4, as onnxruntime runs them")]
+    assert model.grids["getitem"] == model.grids["getitem_1"] == model.grids["relu"]
 
 
 @pytest.mark.parametrize("kind", ["int4", "int2", "float"])
