@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -35,6 +36,8 @@ class CommandFiles(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and turn what the user can mend into one line on standard error and exit code 2."""
+        # Asked to end, a process cleans up after itself as after Ctrl-C.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             status = super().main(*args, standalone_mode=False, **kwargs)
             sys.exit(status if isinstance(status, int) else 0)
@@ -50,6 +53,15 @@ class CommandFiles(click.Group):
             _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
         except (click.Abort, KeyboardInterrupt):
             _fail("interrupted", 130)
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            _fail("not enough memory: use a smaller --batch-size, fewer --samples or a smaller --image-size", 1)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    # torch has no class of its own for what the processor's memory cannot hold.
+    return isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error)
 
 
 def _fail(message: str, status: int) -> None:

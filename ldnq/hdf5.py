@@ -21,12 +21,11 @@ MOST_INFLATED = 1032
 @contextmanager
 def created(path: Path, **options: Any) -> Iterator[h5py.File]:
     """An HDF5 file to fill; sealed, it takes the place of `path` when the block ends without error."""
+    content = io.BytesIO()  # the library does not always say that a disk is full
+    with h5py.File(content, "w", **options) as file:
+        yield file
     with replacing(path) as temporary:
-        with h5py.File(temporary, "w", **options) as file:
-            yield file
-        content = temporary.read_bytes()
-        with temporary.open("ab") as raw:
-            raw.write(SEAL + hashlib.sha256(content).digest())
+        temporary.write_bytes(content.getvalue() + SEAL + hashlib.sha256(content.getvalue()).digest())
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """From a configuration to a quantized network: the only place that knows every part."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterable
@@ -19,10 +20,11 @@ from ldnq.config import AUTO, RecipeConfig, RunConfig
 from ldnq.errors import DataError
 from ldnq.evaluation import Accuracy
 from ldnq.formats import h5
+from ldnq.journal import FileJournal, digest
 from ldnq.measurement import measure
 from ldnq.preparation import Preparation, check_teacher, copied, prepare, start
 from ldnq.presets import fill_in, stages
-from ldnq.quantized import QuantizationState, QuantizedModel
+from ldnq.quantized import Journal, QuantizationState, QuantizedModel
 from ldnq.runs import RunFolder, default_folder
 from ldnq.sensitivity import write_table
 from ldnq.stages import Stage
@@ -43,13 +45,22 @@ class RunResult:
 
 
 def run(config: RunConfig, output: Path | None = None) -> RunResult:
-    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`."""
+    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`.
+
+    A run into `output` that did not end goes on after its last finished layer.
+    """
     started = time.perf_counter()
     prepared = prepare(config)
+    recipe = prepared.config.recipe
+    name = (config.network.model, prepared.data.family.name, f"k{recipe.kbits}")
+    folder = RunFolder.create(output or default_folder(*name))
+    with folder.alone():
+        return _run(prepared, folder, started)
+
+
+def _run(prepared: Preparation, folder: RunFolder, started: float) -> RunResult:
     config, fabric, data, network = prepared.config, prepared.fabric, prepared.data, prepared.network
-    folder = RunFolder.create(
-        output or default_folder(config.network.model, data.family.name, f"k{config.recipe.kbits}")
-    )
+    journal = FileJournal(folder.journal, _circumstances(prepared))
     folder.write_config(config)
     _log_levels(config.recipe)
 
@@ -64,7 +75,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     images, seed = prepared.images(), config.calibration.seed
     with runtime.autocast(fabric, config.runtime):
         recipe, sensitivities = settle_levels(network.module, images, config.recipe, seed)
-        state = apply_recipe(network.module, images, recipe, seed, prepared.mixed_precision)
+        state = apply_recipe(network.module, images, recipe, seed, prepared.mixed_precision, journal)
     quantizing = time.perf_counter() - begun
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
@@ -95,6 +106,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         "environment": runtime.environment(),
     }
     folder.write_metrics(metrics)
+    journal.close()
     return RunResult(model, metrics, folder.path)
 
 
@@ -126,25 +138,56 @@ def quantize(
 
 
 def apply_recipe(
-    module: nn.Module, images: CalibrationImages, recipe: RecipeConfig, seed: int, mixed_precision: bool = False
+    module: nn.Module,
+    images: CalibrationImages,
+    recipe: RecipeConfig,
+    seed: int,
+    mixed_precision: bool = False,
+    journal: Journal | None = None,
 ) -> QuantizationState:
-    """Run the stages of a filled-in and settled `recipe` on a copy of `module`, which is left as it is."""
+    """Run the stages of a filled-in and settled `recipe` on a copy of `module`, which is left as it is; from where the
+    `journal` is, if there is one."""
     generator = torch.Generator().manual_seed(seed)
     if recipe.training and (recipe.block_steps or recipe.distillation_steps):
         images = images.set_apart(HELD_OUT, generator)
-    return apply_stages(module, images, stages(recipe, mixed_precision), generator)
+    return apply_stages(module, images, stages(recipe, mixed_precision), generator, journal)
 
 
 def apply_stages(
-    module: nn.Module, images: CalibrationImages, chosen: Iterable[Stage], generator: torch.Generator
+    module: nn.Module,
+    images: CalibrationImages,
+    chosen: Iterable[Stage],
+    generator: torch.Generator,
+    journal: Journal | None = None,
 ) -> QuantizationState:
     """Run the `chosen` stages on a copy of `module`, which is left as it is."""
     state = start(module)
-    for stage in chosen:
-        state = stage(state, images, generator)
+    state.journal = journal or state.journal
+    reached = state.journal.restore(state, generator)
+    if state.results:
+        log.info("going on after layer %d, %s", len(state.results), state.results[-1].layer.name)
+    for number, stage in enumerate(chosen):
+        if number >= reached:
+            state.journal.begin(number, state, generator)
+            state = stage(state, images, generator)
     # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.
     state.student = copied(state.student, torch.contiguous_format).requires_grad_(False)
     return state
+
+
+def _circumstances(prepared: Preparation) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one that began."""
+    calibration = prepared.calibration
+    drawn = hashlib.sha256(calibration.indices.astype("<i8").tobytes()).hexdigest() if calibration else ""
+    config = prepared.config.to_dict()
+    # Where things lie, and what reads them.
+    config["data"].pop("data_root"), config["network"].pop("pretrained_dir"), config["runtime"].pop("workers")
+    return {
+        "configuration": config,
+        "weights": digest(prepared.network.module),
+        "calibration set": f"{calibration.fingerprint} {drawn[:16]}" if calibration else "none",
+        "version": {"ldnq": ldnq.__version__, "torch": torch.__version__},
+    }
 
 
 def _log_levels(recipe: RecipeConfig) -> None:

@@ -54,13 +54,30 @@ class LayerResult:
     seconds: float
 
 
+class Journal:
+    """Told how far a run is; this one keeps nothing, that of `ldnq.journal` a file."""
+
+    def restore(self, state: "QuantizationState", generator: torch.Generator) -> int:
+        """Bring both to where an interrupted run was in its stage of the number returned."""
+        return 0
+
+    def begin(self, stage: int, state: "QuantizationState", generator: torch.Generator) -> None:
+        """The stage of this number begins."""
+
+    def catch_up(self, generator: torch.Generator) -> None:
+        """The stage has drawn what it needs before its first layer."""
+
+    def note(self, state: "QuantizationState", generator: torch.Generator) -> None:
+        """A layer is finished: nothing before it will change."""
+
+
 @dataclass
 class QuantizationState:
     """What one stage leaves to the next: a `student` that runs, its `teacher`, and the parameters quantized so far.
 
     `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
     nothing may change them. `folded` tells that batch norms have become part of the layers before them, `grids` which
-    activations of the student are rounded.
+    activations of the student are rounded. Layers among the `results` are finished; stages tell the `journal`.
     """
 
     student: nn.Module
@@ -70,6 +87,7 @@ class QuantizationState:
     skipped: list[SkippedLayer] = field(default_factory=list)
     folded: bool = False
     grids: dict[str, Grid] = field(default_factory=dict)
+    journal: Journal = field(default_factory=Journal)
 
     @torch.no_grad()
     def write(self, name: str, weight: QuantizedWeight) -> None:

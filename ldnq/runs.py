@@ -3,10 +3,13 @@
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ldnq.config import RunConfig
 from ldnq.errors import UsageError
@@ -20,12 +23,14 @@ COLUMNS = (
 
 
 class RunFolder:
-    """`config.json`, written first, then `layers.csv`, `model.h5` and `metrics.json`, each whole or not there."""
+    """`config.json`, written first, then `layers.csv`, `model.h5` and `metrics.json`, each whole or not there; until
+    then `journal` holds what is finished."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = path / "model.h5"
         self.metrics = path / "metrics.json"
+        self.journal = path / "journal.safetensors"
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
@@ -39,6 +44,22 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"cannot create the output folder {path}: {error.strerror}") from error
         return cls(path)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from writing here; raises `UsageError` where one does."""
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UsageError(f"another run is writing to {self.path}: wait for it, or use another --output") from error
+        try:
+            for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            (self.path / ".lock").unlink(missing_ok=True)
+            lock.release()
 
     def write_config(self, config: RunConfig) -> None:
         """What the run was asked for, enough to repeat it."""

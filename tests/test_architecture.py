@@ -28,7 +28,7 @@ ROWS = [
     ["walk", "curvature", "products"],
     ["problem", "moments", "joints", "quantized", "datasets", "models"],
     ["quantizers", "solvers", "calibration", "evaluation", "checkpoints", "data", "training", "runs", "folding"],
-    ["stages", "network", "synthesis"],
+    ["stages", "network", "synthesis", "journal"],
     ["formats", "presets"],
     ["measurement", "export", "preparation", "sensitivity"],
     ["survey", "allocation"],

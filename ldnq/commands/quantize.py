@@ -18,6 +18,12 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         ctx.default_map = stored
 
 
+def _go_on(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
+    if run is not None:
+        _read_config(ctx, param, run / "config.json")
+    return run
+
+
 @click.command("quantize", short_help="Quantize a trained network with a few of its images.")
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", callback=_read_config, is_eager=True,
@@ -52,7 +58,11 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--distillation-steps", type=click.IntRange(0), help="Of the whole network. [default: the preset's]")
 @options.runtime_options
 @options.output_option
-def quantize_command(output: Path | None, **values) -> None:
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", callback=_go_on, is_eager=True,
+    help="Go on with the run in this folder, that was stopped; no other option is needed.",
+)  # fmt: skip
+def quantize_command(output: Path | None, resume: Path | None, **values) -> None:
     """Quantize a trained network layer by layer with a small sample of its training images.
 
     \b
@@ -60,7 +70,13 @@ def quantize_command(output: Path | None, **values) -> None:
     ldnq quantize --model resnet18 --kbits 5
     ldnq quantize --model resnet20 --dataset digits --kbits 3 --kbits-for 'layer1.*=5' --kbits-for linear=9
     ldnq quantize --model resnet20 --dataset digits --kbits auto --target-bits 2.0
+    ldnq quantize --resume results/RUN
     """
+    if resume and output and output != resume:
+        raise click.UsageError(f"--resume goes on in {resume}: leave out --output")
+    if resume and (resume / "metrics.json").exists():
+        click.echo(f"the run in {resume} is finished: nothing to do")
+        return
     options.require_model(values["model"])
     options.settle_calibration(values)
     options.settle_levels(values)
@@ -68,7 +84,7 @@ def quantize_command(output: Path | None, **values) -> None:
     from ldnq.pipeline import run
 
     with console.progress():
-        result = run(config, output)
+        result = run(config, resume or output)
     if config.recipe.kbits == AUTO:
         rows = [(name, f"{w.codes.numel():,}", w.codebook.num_levels) for name, w in result.model.weights.items()]
         console.table(rows, ("parameter", "weights", "levels"), "Levels chosen")

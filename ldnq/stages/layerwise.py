@@ -82,7 +82,11 @@ class Layerwise:
     ) -> QuantizationState:
         course = self.prepare(state, calibration, generator)
         layers = course.layers
+        state.journal.catch_up(generator)
+        finished = {result.layer.name for result in state.results}
         for position, layer in enumerate(track(layers, "quantizing layers"), 1):
+            if layer.name in finished:
+                continue
             codebook = last_match(self.codebooks, layer.name, self.codebook)
             result = self.reconstruction(state, layer, course)(self.solver, codebook, state)
             state.results.append(result)
@@ -92,6 +96,7 @@ class Layerwise:
             )  # fmt: skip
             if self.cascade:
                 state = self.cascade(state, calibration, generator)
+            state.journal.note(state, generator)
         return state
 
     def prepare(self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator) -> Course:
