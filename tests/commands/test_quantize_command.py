@@ -1,16 +1,22 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 import ldnq as package
 from ldnq import checkpoints
+from ldnq.config import RunConfig
 from ldnq.network import build
 
 METRICS = {
@@ -353,3 +359,68 @@ def test_levels_that_cannot_be_are_one_line(ldnq, tiny, words, message):
     lines = [line for line in result.err.splitlines() if not line.startswith("warning:")]
     assert (result.code, len(lines)) == (2, 1)
     assert message in lines[0]
+
+
+def _process(tiny, trained, *words):
+    paths = [str(trained.folder), *sys.path]
+    return subprocess.Popen(
+        [sys.executable, "-m", "ldnq", "quantize", *map(str, tiny), "--preset", "fast", *words],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on_to_the_same_end(ldnq, tiny, trained, workdir, number):
+    assert ldnq("quantize", *tiny, "--preset", "fast", "--threads", 1, "--output", "whole").code == 0
+    process = _process(tiny, trained, "--threads", "1", "--output", "run")
+    for line in process.stderr:
+        if line.startswith("layer 3"):
+            process.send_signal(number)
+            break
+    process.communicate()
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    left = {path.name for path in (workdir / "run").iterdir()} - {".lock"}
+    assert left == {"config.json", "journal.safetensors"}
+    result = ldnq("quantize", "--resume", "run")
+    assert result.code == 0, result.err
+    assert re.search("going on after layer [23]", result.err)
+    one, two = (package.load(workdir / name / "model.h5", build("tiny_network:build", {})) for name in ("whole", "run"))
+    assert all(torch.equal(w.codes, two.weights[name].codes) for name, w in one.weights.items())
+    assert all(torch.equal(w.scale, two.weights[name].scale) for name, w in one.weights.items())
+    assert len(_layers(workdir / "run")) == 4
+    assert not {path.name for path in (workdir / "run").iterdir()} & {".lock", "journal.safetensors"}
+    again = ldnq("quantize", "--resume", "run")
+    assert (again.code, again.out) == (0, "the run in run is finished: nothing to do\n")
+
+
+def test_a_run_that_had_not_begun_starts_over(ldnq, tiny, workdir):
+    assert ldnq("quantize", *tiny, "--preset", "fast", "--output", "run").code == 0
+    for name in ("metrics.json", "model.h5", "layers.csv"):
+        (workdir / "run" / name).unlink()
+    assert ldnq("quantize", "--resume", "run").code == 0
+    assert (workdir / "run/metrics.json").exists()
+
+
+def test_one_run_at_a_time_writes_to_a_folder(ldnq, tiny, workdir):
+    (workdir / "run").mkdir()
+    with FileLock(workdir / "run/.lock"):
+        result = ldnq("quantize", *tiny, "--preset", "fast", "--output", "run")
+    assert (result.code, result.err.splitlines()[-1]) == (
+        2, "error: another run is writing to run: wait for it, or use another --output",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--resume", "nowhere"], "cannot read configuration nowhere/config.json"),
+        (["--resume", "one", "--output", "two"], "--resume goes on in one: leave out --output"),
+    ],
+)
+def test_what_cannot_be_resumed_is_said(ldnq, workdir, words, said):
+    if words[1] == "one":
+        (workdir / "one").mkdir()
+        (workdir / "one/config.json").write_text(json.dumps(RunConfig.from_options({"model": "resnet20"}).to_dict()))
+    result = ldnq("quantize", *words)
+    assert result.code == 2
+    assert said in result.err
