@@ -3,7 +3,7 @@
     pip install .
     python benchmarks/interruptions.py
 
-writes `interruptions.md`. The run is ResNet-20 on the digits, preset fast, one thread. A small file system that fills up
+writes `interruptions.md`. The run is ResNet-20 on the digits, preset fast, one thread. A file system that fills up
 needs the right to mount one; without it that row is left out.
 """
 
