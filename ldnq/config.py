@@ -1,6 +1,7 @@
 """Everything that a run depends on, as plain values: parsed once, written first, never changed."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -128,8 +129,11 @@ class RecipeConfig:
         if (self.kbits == AUTO) != (self.target_bits is not None):
             given = "no target bits" if self.target_bits is None else f"kbits {self.kbits}"
             raise UsageError(f"expected --kbits {AUTO} with --target-bits BITS, such as 2.0, got {given}")
-        if self.target_bits is not None and not 0 < self.target_bits < float("inf"):
-            raise UsageError(f"expected a positive number of target bits, got {self.target_bits}")
+        least = math.log2(KBITS[0])
+        if self.target_bits is not None and not least <= self.target_bits < math.inf:
+            raise UsageError(
+                f"expected target bits of at least {least:.3f}, which {KBITS[0]} levels take, got {self.target_bits:g}"
+            )
 
 
 @dataclass(frozen=True)

@@ -87,24 +87,30 @@ def _labels(prepared: Preparation, images: CalibrationImages) -> tuple[Labels | 
 
 
 def _plot(found: Sequence[Sensitivity], path: Path, title: str) -> None:
-    """Divergence by layer, a line for each number of levels; a remark where matplotlib is missing."""
+    """Divergence and accuracy by layer, a line for each number of levels; a remark where matplotlib is missing."""
     try:
         figures = require("matplotlib.figure", "plots")
     except UsageError as error:
         log.warning("no plot is drawn: %s", error)
         return
+    measures = {"divergence": "divergence, nats an image"}
+    if found[0].top1 is not None:
+        measures["top1"] = "top-1, %"
+    elif found[0].agreement is not None:
+        measures["agreement"] = "class of the float network, %"
     names = list(dict.fromkeys(one.layer.name for one in found))
-    figure = figures.Figure(figsize=(max(4.0, 2 + 0.25 * len(names)), 4), layout="constrained")
-    axes = figure.subplots()
-    for num_levels in dict.fromkeys(one.num_levels for one in found):
-        values = [one.divergence for one in found if one.num_levels == num_levels]
-        axes.plot(range(len(names)), values, marker="o", markersize=4, label=f"{num_levels} levels")
-    axes.set_yscale("log", nonpositive="mask")
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_ylabel("divergence of the outputs, nats an image")
-    axes.set_title(f"One layer quantized, the others float: {title}", fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
-    axes.grid(axis="y", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = figures.Figure(figsize=(max(5.0, 2 + 0.25 * len(names)), 1 + 2.7 * len(measures)), layout="constrained")
+    panels = figure.subplots(len(measures), sharex=True, squeeze=False).flat
+    for panel, (measure, label) in zip(panels, measures.items()):
+        for num_levels in dict.fromkeys(one.num_levels for one in found):
+            values = [getattr(one, measure) for one in found if one.num_levels == num_levels]
+            panel.plot(range(len(names)), values, marker="o", markersize=4, label=f"{num_levels} levels")
+        panel.set_ylabel(label, fontsize=9)
+        panel.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        panel.grid(axis="y", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_yscale("log", nonpositive="mask")
+    figure.axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(f"One layer quantized, the others float: {title}", fontsize=9)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -117,4 +117,4 @@ def test_more_bits_come_closer_to_the_network():
 
 def test_fewer_bits_than_three_levels_take_are_refused():
     with pytest.raises(UsageError, match=r"at least 1\.6\d* bits"):
-        ldnq.quantize(_network(), [IMAGES], target_bits=1.5, **AUTO)
+        ldnq.quantize(_network(), [IMAGES], target_bits=1.6, **AUTO)

@@ -149,9 +149,9 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_line(option, value, expec
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("bits", [0.0, -1.0, float("inf"), float("nan")])
-def test_target_bits_are_a_positive_number(bits):
-    with pytest.raises(UsageError, match="expected a positive number of target bits"):
+@pytest.mark.parametrize("bits", [1.58, 0.0, -1.0, float("inf"), float("nan")])
+def test_target_bits_are_those_of_three_levels_or_more(bits):
+    with pytest.raises(UsageError, match=r"expected target bits of at least 1\.585, which 3 levels take, got "):
         RecipeConfig(kbits="auto", target_bits=bits)
 
 

@@ -14,7 +14,7 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is not None:
         stored = read_options(path)
         for name in ("model_args", "kbits_for"):
-            stored[name] = [f"{key}={json.dumps(value)}" for key, value in stored[name].items()]
+            stored[name] = [f"{key}={json.dumps(value)}" for key, value in stored.get(name, {}).items()]
         ctx.default_map = stored
 
 

@@ -50,23 +50,22 @@ def sensitivity_command(kbits: tuple[int, ...], output: Path | None, **values) -
 
     with console.progress():
         result = survey(config, kbits, output)
+    measures = [name for name in ("agreement", "top1") if getattr(result.found[0], name) is not None]
     console.table(
-        _rows(result.found, len(kbits)),
-        ("layer", "weights", *map(str, kbits), f"same class at {kbits[0]}"),
+        _rows(result.found, len(kbits), measures),
+        ("layer", "weights", *map(str, kbits), *(f"{name} at {kbits[0]}" for name in measures)),
         "Divergence of the network's outputs by levels of one layer, nats an image",
     )
     console.table(_summary(result.metrics) + [("files", str(result.folder))])
 
 
-def _rows(found: list, count: int) -> list[tuple]:
+def _rows(found: list, count: int, measures: list[str]) -> list[tuple]:
     rows = []
     for first in range(0, len(found), count):
         trials = found[first : first + count]
-        agreement = trials[0].agreement
-        rows.append((
-            trials[0].layer.name, f"{trials[0].weights:,}", *(f"{trial.divergence:.1e}" for trial in trials),
-            "" if agreement is None else f"{agreement:.1f}%",
-        ))  # fmt: skip
+        divergences = (f"{trial.divergence:.1e}" for trial in trials)
+        percents = (f"{getattr(trials[0], name):.1f}%" for name in measures)
+        rows.append((trials[0].layer.name, f"{trials[0].weights:,}", *divergences, *percents))
     return rows
 
 

@@ -347,7 +347,7 @@ def test_levels_are_chosen_under_a_budget_and_the_same_again(ldnq, tiny, workdir
     [
         (["--kbits", "auto"], "expected --kbits auto with --target-bits BITS"),
         (["--target-bits", 2], "expected --kbits auto with --target-bits BITS"),
-        (["--kbits", "auto", "--target-bits", 1.2], "expected a target of at least 1.6"),
+        (["--kbits", "auto", "--target-bits", 1.2], "expected target bits of at least 1.585, which 3 levels take"),
         (["--kbits-for", "conv9=5"], "--kbits-for conv9 matches none of the layers: 0, 3"),
         (["--kbits-for", "0"], "expected PATTERN=K, such as 'layer1.*=5', got '0'"),
         (["--kbits-for", "0=4"], "expected kbits of 3, 5, 7, 9, 11 for 0, got 4"),
