@@ -22,12 +22,14 @@ from ldnq.datasets import DatasetFamily
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.errors import DataError, NetworkError
 from ldnq.evaluation import Accuracy
+from ldnq.findings import find_details
 from ldnq.formats import h5
 from ldnq.measurement import measure
 from ldnq.network import Network, find_family, load_network
 from ldnq.presets import fill_in, stages
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState, QuantizedModel
+from ldnq.report import write_report
 from ldnq.runs import RunFolder, default_folder
 from ldnq.stages import Stage
 from ldnq.synthesis import Synthesis
@@ -47,8 +49,9 @@ class RunResult:
     folder: Path
 
 
-def run(config: RunConfig, output: Path | None = None) -> RunResult:
-    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`."""
+def run(config: RunConfig, output: Path | None = None, command: str | None = None) -> RunResult:
+    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`; the report
+    shows the `command` that asked for it."""
     started = time.perf_counter()
     dataset = resolve_dataset(
         config.data.dataset, find_family(config.network.model).default_dataset, config.network.model
@@ -88,8 +91,12 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         grids=state.grids,
     )
     folder.write_layers(state)
+    details = find_details(state, images, data, network.preprocessing, teacher_accuracy, accuracy)
+    details.save(folder.details)
     sizes = h5.save(model, folder.model)
     metrics |= {
+        "agreement": details.outcomes and details.outcomes.agreement,
+        "command": command,
         "float_bytes": model.float_bytes,
         "packed_bytes": sizes["total"],
         "packed_parts": sizes,
@@ -100,6 +107,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         "environment": runtime.environment(),
     }
     folder.write_metrics(metrics)
+    write_report(folder.path)
     return RunResult(model, metrics, folder.path)
 
 

@@ -110,6 +110,12 @@ runtime_options = _group(
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
 
 
+def words(command: str) -> list[str]:
+    """What was typed, from the name of the `command` on."""
+    typed = click.get_current_context().meta["ldnq.words"]
+    return typed[typed.index(command) :]
+
+
 def require_model(model: str | None) -> None:
     """Raise `click.UsageError` where no network was named."""
     if not model:

@@ -1,6 +1,7 @@
 """`ldnq quantize`."""
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -64,8 +65,8 @@ def quantize_command(output: Path | None, **values) -> None:
     from ldnq.pipeline import run
 
     with console.progress():
-        result = run(config, output)
-    console.table(_summary(result.metrics) + [("files", str(result.folder))])
+        result = run(config, output, shlex.join(["ldnq", *options.words("quantize")]))
+    console.table(_summary(result.metrics) + [("report", str(result.folder / "report.html"))])
 
 
 def _summary(metrics: dict) -> list[tuple[str, str]]:

@@ -176,7 +176,7 @@ class Layerwise:
         if receiver:
             receiver.take(*(entry.flatten() for entry in (gain, matrix @ moments.mean, moments.target_mean)))
         error = fitted.relative_error(gain * matrix)
-        return LayerResult(layer, error, len(solution.errors) - 1, time.perf_counter() - started)
+        return LayerResult(layer, error, solution.errors, time.perf_counter() - started)
 
     def _calls(
         self, layer: Layer, joints: Joints, walks: Iterable[tuple[Walk, Walk]]
