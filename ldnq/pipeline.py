@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ldnq
-from ldnq import runtime
+from ldnq import runtime, tensorboard
 from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages, CalibrationSet, load_or_draw
 from ldnq.codebook import Codebook
@@ -49,9 +49,9 @@ class RunResult:
     folder: Path
 
 
-def run(config: RunConfig, output: Path | None = None, command: str | None = None) -> RunResult:
+def run(config: RunConfig, output: Path | None = None, command: str | None = None, curves: bool = False) -> RunResult:
     """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`; the report
-    shows the `command` that asked for it."""
+    shows the `command` that asked for it, `curves` of training are written for TensorBoard."""
     started = time.perf_counter()
     dataset = resolve_dataset(
         config.data.dataset, find_family(config.network.model).default_dataset, config.network.model
@@ -73,7 +73,8 @@ def run(config: RunConfig, output: Path | None = None, command: str | None = Non
     begun = time.perf_counter()
     mixed_precision = runtime.mixes_in_training(fabric.device.type, config.runtime)
     images = _calibration_images(calibration, data, network, config, fabric.device, mixed_precision)
-    with runtime.autocast(fabric, config.runtime):
+    events = folder.path / "tensorboard" if curves else None
+    with runtime.autocast(fabric, config.runtime), tensorboard.writing(events):
         state = apply_recipe(network.module, images, config.recipe, config.calibration.seed, mixed_precision)
     quantizing = time.perf_counter() - begun
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")

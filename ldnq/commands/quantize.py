@@ -51,8 +51,9 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 @click.option("--block-steps", type=click.IntRange(0), help="Of each residual block. [default: the preset's]")
 @click.option("--distillation-steps", type=click.IntRange(0), help="Of the whole network. [default: the preset's]")
 @options.runtime_options
+@options.tensorboard_option
 @options.output_option
-def quantize_command(output: Path | None, **values) -> None:
+def quantize_command(output: Path | None, curves: bool, **values) -> None:
     """Quantize a trained network layer by layer with a small sample of its training images.
 
     \b
@@ -65,7 +66,7 @@ def quantize_command(output: Path | None, **values) -> None:
     from ldnq.pipeline import run
 
     with console.progress():
-        result = run(config, output, shlex.join(["ldnq", *options.words("quantize")]))
+        result = run(config, output, shlex.join(["ldnq", *options.words("quantize")]), curves)
     console.table(_summary(result.metrics) + [("report", str(result.folder / "report.html"))])
 
 

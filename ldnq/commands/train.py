@@ -30,8 +30,9 @@ from ldnq.config import RunConfig
 @click.option("--half", is_flag=True, help="Store the weights as float16.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network first; needs a C++ compiler.")
 @options.runtime_options
+@options.tensorboard_option
 @options.output_option
-def train_command(output: Path | None, init: Path | None, half: bool, compiled: bool, **values) -> None:
+def train_command(output: Path | None, init: Path | None, half: bool, compiled: bool, curves: bool, **values) -> None:
     """Train a float network, as a start for quantization. An interrupted run goes on when started again.
 
     \b
@@ -48,7 +49,9 @@ def train_command(output: Path | None, init: Path | None, half: bool, compiled: 
 
     command = shlex.join(["ldnq", *_without_folders(options.words("train"))])
     with console.progress():
-        path, card = train(config, recipe, output, init=init, half=half, compiled=compiled, command=command)
+        path, card = train(
+            config, recipe, output, init=init, half=half, compiled=compiled, command=command, curves=curves
+        )
     rows = [("weights", str(path))]
     if card["top1"] is not None:
         rows.insert(0, ("top-1 / top-5", f"{card['top1']:.2f}% / {card['top5']:.2f}%"))
