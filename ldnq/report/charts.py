@@ -11,28 +11,29 @@ from ldnq.report import text
 # As wide as a phone: there the text has the size of the page's, on a desk two stand side by side.
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 40
+# Between the frame and what is drawn.
+INSET = 6
 # In the style sheet, `--s0` and on; dashes help those who tell few colours apart.
 COLOURS, DASHES = 8, ("", "7 3", "2 3")
-FLOOR = 1e-12
 # Between two labels of levels.
 LABEL = 24
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line through `points` (x, y) and `dots` beside it, called `label`; `colour` is a CSS colour, `dashes` an SVG
-    dash array."""
+    """A line through `points` (x, y) called `label`, and `dots` (x, y, what they say); `colour` is a CSS colour,
+    `dashes` an SVG dash array."""
 
     label: str
     points: Sequence[tuple[float, float]]
     colour: str
     dashes: str = ""
-    dots: Sequence[tuple[float, float]] = ()
+    dots: Sequence[tuple[float, float, str]] = ()
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from `low` to `high`, spread over a length, in powers of ten if `log`."""
+    """Values from `low` to `high`, spread over a length, in powers of ten if `log`: then all are above zero."""
 
     low: float
     high: float
@@ -43,7 +44,7 @@ class Axis:
         """An axis that ends in round numbers around `values`."""
         low, high = min(values), max(values)
         if log:
-            low, high = (math.log10(max(value, FLOOR)) for value in (low, high))
+            low, high = math.log10(low), math.log10(high)
             # A little more on both sides: nothing lies on the frame.
             return cls(10 ** (math.floor(low * 20 - 0.5) / 20), 10 ** (math.ceil(high * 20 + 0.5) / 20), True)
         step = _step(low, high)
@@ -53,7 +54,7 @@ class Axis:
         """Where `value` is, from 0 to 1."""
         low, high = self.low, self.high
         if self.log:
-            value, low, high = (math.log10(max(entry, FLOOR)) for entry in (value, low, high))
+            value, low, high = map(math.log10, (value, low, high))
         return (value - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[float]:
@@ -80,16 +81,16 @@ def lines(
     rule: tuple[float, str] | None = None,
 ) -> Markup:
     """A line chart; `summary` says in words what it shows, `rule` is a level (y, label) to compare with."""
-    xs = [x for entry in series for x, _ in (*entry.points, *entry.dots)]
-    ys = [y for entry in series for _, y in (*entry.points, *entry.dots)] + ([rule[0]] if rule else [])
+    xs = [x for entry in series for x, *_ in (*entry.points, *entry.dots)]
+    ys = [y for entry in series for _, y, *_ in (*entry.points, *entry.dots)] + ([rule[0]] if rule else [])
     across = Axis(min(xs), max(xs), log_x) if x_ticks else Axis.over(xs, log_x)
     up = Axis.over(ys, log_y)
 
     def x(value: float) -> float:
-        return round(LEFT + across.place(value) * (WIDTH - LEFT - RIGHT), 1)
+        return round(LEFT + INSET + across.place(value) * (WIDTH - LEFT - RIGHT - 2 * INSET), 1)
 
     def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - up.place(value) * (HEIGHT - BOTTOM - TOP), 1)
+        return round(HEIGHT - BOTTOM - INSET - up.place(value) * (HEIGHT - BOTTOM - TOP - 2 * INSET), 1)
 
     parts = []
     for tick in up.ticks():
@@ -106,8 +107,8 @@ def lines(
         dashes = f' stroke-dasharray="{entry.dashes}"' if entry.dashes else ""
         title = f"<title>{escape(entry.label)}</title>"
         parts.append(f'<path class="line" style="stroke:{entry.colour}"{dashes} d="M{path}">{title}</path>')
-        for px, py in entry.dots:
-            title = f"<title>{escape(entry.label)}: {number(px)}, {number(py)}</title>"
+        for px, py, said in entry.dots:
+            title = f"<title>{escape(said)}</title>"
             parts.append(f'<circle style="fill:{entry.colour}" cx="{x(px)}" cy="{y(py)}" r="3">{title}</circle>')
     middle = (HEIGHT - BOTTOM + TOP) / 2
     parts.append(f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
@@ -163,7 +164,7 @@ def number(value: float) -> str:
 
 def _step(low: float, high: float) -> float:
     """1, 2 or 5 times a power of ten, four to eight of which lie between `low` and `high`."""
-    rough = max((high - low) / 5, abs(high) * 1e-3, FLOOR)
+    rough = max((high - low) / 5, abs(high) * 1e-3, 1e-12)
     power = 10.0 ** math.floor(math.log10(rough))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * 0.8)
 

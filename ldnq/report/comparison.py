@@ -100,10 +100,12 @@ def _chart(
     series = []
     for number, group in enumerate(groups.values()):
         by_levels: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        dots = []
         for record in group:
-            by_levels[str(record.metrics["kbits"])].append((across(record), record.metrics["quantized_top1"]))
-        means = sorted(tuple(map(fmean, zip(*dots))) for dots in by_levels.values())
-        dots = [dot for dots in by_levels.values() for dot in dots]
+            x, y = across(record), record.metrics["quantized_top1"]
+            by_levels[str(record.metrics["kbits"])].append((x, y))
+            dots.append((x, y, f"{record.label}: {y:.2f}%, {charts.number(x)} {x_label}"))
+        means = sorted(tuple(map(fmean, zip(*places))) for places in by_levels.values())
         series.append(charts.Series(group[0].label, means, *charts.style(number), dots))
     summary = f"Top-1 accuracy of the runs against {x_label}; the table above has the numbers."
     return charts.lines(series, x_label, "top-1, %", summary, x_ticks=ticks, rule=rule)

@@ -12,6 +12,13 @@ from ldnq.details import Details
 from ldnq.errors import UsageError
 
 FILES = ("config.json", "metrics.json", "layers.csv")
+# Of the metrics; runs of earlier versions lack what has a default.
+NEEDED = {
+    "model", "dataset", "method", "preset", "solver", "kbits", "scale", "abits", "calibration_samples",
+    "synthesized_samples", "eval_samples", "teacher_top1", "teacher_top5", "quantized_top1", "quantized_top5",
+    "top1_drop", "float_bytes", "packed_bytes", "bits_per_weight", "quantizing_seconds", "seconds", "environment",
+}  # fmt: skip
+DEFAULTS = {"command": None, "agreement": None}
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,13 @@ class Record:
         try:
             config, metrics = (json.loads((path / name).read_text(encoding="utf-8")) for name in FILES[:2])
             rows = list(csv.DictReader((path / FILES[2]).read_text(encoding="utf-8").splitlines()))
-            config["recipe"], metrics["packed_bytes"], [row["name"] for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
+            absent = NEEDED - metrics.keys() or {"name", "kbits", "relative_error", "reason"} - rows[0].keys()
+            if absent:
+                raise ValueError(f"no {min(absent)}")
+        except (ValueError, IndexError, AttributeError) as error:
             raise UsageError(f"expected a run written by 'ldnq quantize' in {path}, found other files") from error
         details = path / "details.h5"
-        return cls(path, config, metrics, rows, Details.load(details) if details.is_file() else None, path.name)
+        return cls(path, config, DEFAULTS | metrics, rows, Details.load(details) if details.is_file() else None)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -39,9 +39,13 @@ def error_chart(records: Sequence[Record]) -> Markup | None:
     """The relative error of the layers of each run in order of execution, where there is any."""
     series = []
     for number, record in enumerate(records):
-        points = [(position, error) for position, error in enumerate(record.errors.values(), 1) if error > 0]
-        if points:
-            series.append(charts.Series(record.label, points, *charts.style(number), points))
+        dots = [
+            (position, error, " ".join(filter(None, (record.label, f"{name}: {error:.4f}"))))
+            for position, (name, error) in enumerate(record.errors.items(), 1)
+            if error > 0
+        ]
+        if dots:
+            series.append(charts.Series(record.label, [dot[:2] for dot in dots], *charts.style(number), dots))
     if not series:
         return None
     summary = "Relative reconstruction error by layer; the table below has the numbers."
@@ -59,7 +63,7 @@ def _iterations(layers: Sequence[LayerDetails]) -> Markup | None:
     series = []
     for position, layer in enumerate(layers):
         first = float(layer.errors[0])
-        points = [(n, float(error) / first) for n, error in enumerate(layer.errors) if error > 0]
+        points = [(n, float(error) / first) for n, error in enumerate(layer.errors) if min(first, error) > 0]
         if len(points) > 1:
             hue = 220 + 140 * position / max(1, len(layers) - 1)
             label = f"{layer.name}: {points[-1][1]:.3g} of the first error after {len(points) - 1} iterations"
