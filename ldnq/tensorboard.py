@@ -44,4 +44,4 @@ def histograms(module, step: int) -> None:
     if writer := _writer.get():
         for name, parameter in module.named_parameters():
             if bool(parameter.isfinite().all()):
-                writer.add_histogram(name, parameter.detach(), step)
+                writer.add_histogram(f"parameters/{name}", parameter.detach(), step)

@@ -53,7 +53,7 @@ def test_curves_of_training_are_written_for_tensorboard(ldnq, tiny, workdir):
     found = EventAccumulator(str(workdir / "run" / "tensorboard")).Reload()
     for name in ("train/loss", "train/learning rate"):
         assert [event.step for event in found.Scalars(name)] == [1, 2]
-    assert {"0.weight", "11.bias"} <= set(found.Tags()["histograms"])
+    assert {"parameters/0.weight", "parameters/11.bias"} <= set(found.Tags()["histograms"])
 
 
 def test_another_recipe_does_not_continue_a_run(ldnq, tiny):

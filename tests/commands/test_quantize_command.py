@@ -305,7 +305,7 @@ def test_curves_of_gradient_steps_are_written_for_tensorboard(ldnq, tiny, workdi
     epochs = [event.step for event in found.Scalars("cascade/loss")]
     assert epochs == list(range(1, len(epochs) + 1))
     assert len(epochs) >= 6
-    assert "3.weight" in " ".join(found.Tags()["histograms"])
+    assert "parameters/3.parametrizations.weight.original" in found.Tags()["histograms"]
 
 
 def test_a_finished_run_is_not_written_over(ldnq, tiny):
