@@ -124,7 +124,7 @@ def _read_layers(group: h5py.Group) -> Iterator[LayerDetails]:
         )
 
 
-def _write(file: h5py.File, name: str, values) -> None:
+def _write(file: h5py.File, name: str, values: list[str] | np.ndarray) -> None:
     if isinstance(values, list):
         file.create_dataset(name, data=values, dtype=h5py.string_dtype())
     else:

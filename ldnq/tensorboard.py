@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from ldnq.extras import require
 
 _writer: ContextVar = ContextVar("writer", default=None)
@@ -31,15 +33,15 @@ def writing(folder: Path | None) -> Iterator[None]:
             _steps.reset(tokens[1])
 
 
-def scalar(name: str, value, step: int | None = None) -> None:
-    """Log `value`, a number or a tensor of one, at `step`, or one step after the last of that name."""
+def scalar(name: str, value: float | Tensor, step: int | None = None) -> None:
+    """Log `value`, a number, at `step`, or one step after the last of that name."""
     if writer := _writer.get():
         steps = _steps.get()
         steps[name] = steps[name] + 1 if step is None else step
         writer.add_scalar(name, value, steps[name])
 
 
-def histograms(module, step: int) -> None:
+def histograms(module: nn.Module, step: int) -> None:
     """Log how the values of every parameter of `module` are distributed, where all are finite."""
     if writer := _writer.get():
         for name, parameter in module.named_parameters():

@@ -24,7 +24,7 @@ WITHIN = {"kbits", "seed"}
 
 def labelled(records: Sequence[Record], ignored: Collection[str] = ()) -> list[Record]:
     """The same with labels made of the fewest settings that tell the runs apart, none of those `ignored`, or of their
-    folders' names too."""
+    folders too."""
     others = [name for name in differing(records) if name not in TELLING]
     labels, apart = [""] * len(records), 1
     for name in (*TELLING, *others):
@@ -32,7 +32,7 @@ def labelled(records: Sequence[Record], ignored: Collection[str] = ()) -> list[R
         if name not in {*ELSEWHERE, *ignored} and len(set(longer)) > apart:
             labels, apart = longer, len(set(longer))
     if apart < len(records):
-        labels = [f"{label}, {record.path.name}" for label, record in zip(labels, records)]
+        labels = [f"{label}, {record.path}" for label, record in zip(labels, records)]
     return [replace(record, label=label.removeprefix(", ")) for label, record in zip(labels, records)]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -32,7 +33,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def _render(template: str, **values) -> str:
+def _render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(version=ldnq.__version__, **values)
 
 

@@ -8,7 +8,9 @@ import subprocess
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -182,7 +184,36 @@ def test_bad_input_is_one_line(ldnq, runs, words, message, workdir):
     assert message in result.err
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs a browser such as chromium")
+def _browse(page, profile, *words):
+    """What the browser says when it opens `page`: standard output, standard error."""
+    common = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    words = [BROWSER, *common, f"--user-data-dir={profile}", *words, page.as_uri()]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in result.stderr
+    return result.stdout
+
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs a browser such as chromium")
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("words", "paper"), [([], (255, 255, 255)), (["--force-dark-mode"], (15, 19, 25))], ids=["light", "dark"]
+)
+def test_a_screenshot_is_light_or_dark_and_not_empty(runs, workdir, words, paper):
+    size = "--window-size=1280,1600"
+    _browse(runs.three / "report.html", workdir / "profile", size, f"--screenshot={workdir / 'page.png'}", *words)
+    image = Image.open(workdir / "page.png").convert("RGB")
+    assert image.size == (1280, 1600)
+    assert image.getpixel((2, 2)) == paper
+    pixels = np.asarray(image)
+    drawn = (pixels != paper).any(2)
+    assert 0.02 < drawn.mean() < 0.5
+    # Down to its end, and on both halves.
+    assert all(part.any() for part in (drawn[:200], drawn[-200:], drawn[:, :640], drawn[:, 640:]))
+
+
+@needs_browser
 def test_a_browser_shows_pages_of_a_phones_width_without_an_error(ldnq, runs, workdir):
     assert ldnq("report", *vars(runs).values(), "-o", "several.html").code == 0
     pages = [runs.three / "report.html", runs.float / "report.html", workdir / "several.html"]
@@ -202,9 +233,6 @@ def test_a_browser_shows_pages_of_a_phones_width_without_an_error(ldnq, runs, wo
     };
     </script>"""
     (workdir / "frames.html").write_text(f"<!doctype html><body>{frames}{measure}", encoding="utf-8")
-    words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    words += [f"--user-data-dir={workdir / 'profile'}", (workdir / "frames.html").as_uri()]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in result.stderr
-    found = json.loads(re.search("found(.*)end", result.stdout).group(1))
+    answer = _browse(workdir / "frames.html", workdir / "profile", "--dump-dom")
+    found = json.loads(re.search("found(.*)end", answer).group(1))
     assert found == [[True, True, True]] * 3
