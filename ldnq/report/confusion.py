@@ -14,7 +14,8 @@ MOST = 12
 @dataclass(frozen=True)
 class Confusion:
     """`counts` (k, k) of images by the float network's class (rows) and the quantized network's (columns), for the
-    `names` of the k classes that change most; the `pairs` (from, to, images) that are most frequent of all."""
+    `names` of k classes: all, or of many those between which most images move; the `pairs` (from, to, images) that are
+    most frequent of all."""
 
     names: tuple[str, ...]
     counts: np.ndarray
@@ -27,21 +28,29 @@ class Confusion:
 
     @classmethod
     def of(cls, outcomes: Outcomes, class_names: Sequence[str]) -> "Confusion":
-        """From what both networks say; of 1,000 classes only those that change are looked at."""
-        found, counts = np.unique(np.stack([outcomes.teacher, outcomes.student]), axis=1, return_counts=True)
-        changed = found[0] != found[1]
-        activity = np.zeros(len(class_names), np.int64)
-        for classes in found:
-            np.add.at(activity, classes[changed], counts[changed])
-        chosen = np.sort(np.argsort(-activity, kind="stable")[:MOST])
-        position = {int(label): place for place, label in enumerate(chosen)}
+        """From what both networks say; of 1,000 classes only those that images move between are looked at."""
+        pairs, counts = np.unique(np.stack([outcomes.teacher, outcomes.student]), axis=1, return_counts=True)
+        moved = pairs[0] != pairs[1]
+        frequent = [n for n in np.argsort(-counts, kind="stable") if moved[n]]
+        chosen = _between(pairs.T[frequent].tolist(), len(class_names))
+        place = {label: position for position, label in enumerate(chosen)}
         table = np.zeros((len(chosen), len(chosen)), np.int64)
-        for before, after, count in zip(*found.tolist(), counts):
-            if before in position and after in position:
-                table[position[before], position[after]] = count
-        order = np.argsort(-counts * changed, kind="stable")[: min(MOST, int(changed.sum()))]
-        pairs = tuple((class_names[found[0, n]], class_names[found[1, n]], int(counts[n])) for n in order)
-        return cls(tuple(class_names[label] for label in chosen), table, pairs)
+        for before, after, count in zip(*pairs.tolist(), counts):
+            if before in place and after in place:
+                table[place[before], place[after]] = count
+        named = [(class_names[pairs[0, n]], class_names[pairs[1, n]], int(counts[n])) for n in frequent[:MOST]]
+        return cls(tuple(class_names[label] for label in chosen), table, tuple(named))
+
+
+def _between(pairs: Sequence[Sequence[int]], count: int) -> list[int]:
+    """Of `count` classes all, or of too many those of the foremost `pairs`."""
+    if count <= MOST:
+        return list(range(count))
+    chosen: set[int] = set()
+    for pair in pairs:
+        if len(chosen | set(pair)) <= MOST:
+            chosen |= set(pair)
+    return sorted(chosen)
 
 
 @dataclass(frozen=True)

@@ -25,20 +25,22 @@ def test_of_few_classes_the_table_has_all(classes):
     assert found.largest_change == (expected - np.diag(np.diag(expected))).max()
 
 
-def test_of_a_thousand_classes_it_has_those_that_change_most():
+def test_of_a_thousand_classes_it_has_those_between_which_most_images_move():
     outcomes = _outcomes(1000)
-    # Seven and eight become each other, far more often than anything else.
-    outcomes.teacher[:50], outcomes.student[:50] = 7, 8
-    outcomes.teacher[50:90], outcomes.student[50:90] = 8, 7
+    # Far more often than anything else.
+    frequent = [(7, 8, 50), (8, 7, 40), (900, 8, 30), (3, 999, 20)]
+    start = 0
+    for before, after, count in frequent:
+        outcomes.teacher[start : start + count], outcomes.student[start : start + count] = before, after
+        start += count
     found = Confusion.of(outcomes, [str(n) for n in range(1000)])
     whole = confusion_matrix(outcomes.teacher, outcomes.student, labels=range(1000))
     chosen = [int(name) for name in found.names]
-    assert len(chosen) == MOST
+    assert len(chosen) in (MOST - 1, MOST)
+    assert {3, 7, 8, 900, 999} < set(chosen)
     assert np.array_equal(found.counts, whole[np.ix_(chosen, chosen)])
+    assert [(int(before), int(after)) for before, after, _ in found.pairs[:4]] == [pair[:2] for pair in frequent]
     off = whole - np.diag(np.diag(whole))
-    activity = off.sum(0) + off.sum(1)
-    assert sorted(activity[chosen]) == sorted(activity)[-MOST:]
-    assert [pair[:2] for pair in found.pairs[:2]] == [("7", "8"), ("8", "7")]
     assert [count for *_, count in found.pairs] == sorted(off.flatten())[: -MOST - 1 : -1]
 
 
