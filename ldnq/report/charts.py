@@ -141,7 +141,8 @@ def histogram(counts: Sequence[int], reach: float, levels: Sequence[float], summ
     for level in levels:
         parts.append(f'<path class="level" d="M{x(level)} 2V{height - foot}"/>')
         if level in labelled:
-            parts.append(f'<text x="{x(level)}" y="{height - 4}" text-anchor="middle">{text.level(level)}</text>')
+            place = min(max(x(level), LABEL / 2 + 2), width - LABEL / 2 - 2)
+            parts.append(f'<text x="{place}" y="{height - 4}" text-anchor="middle">{text.level(level)}</text>')
     return _svg(width, height, summary, parts)
 
 
