@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ldnq.report import charts
+from ldnq.report import charts, text
 from ldnq.report.record import Record
 from ldnq.report.sections import error_chart
 
@@ -56,10 +56,12 @@ def of(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _short(name: str, record: Record) -> str:
-    value = record.settings.get(name)
+    value, words = record.settings.get(name), name.replace("_", " ")
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
     if name in ("model", "dataset", "preset"):
         return str(value)
-    return f"{value} levels" if name == "kbits" else f"{name.replace('_', ' ')} {value}"
+    return f"{text.plain(value)} levels" if name == "kbits" else f"{words} {text.plain(value)}"
 
 
 def _accuracy(records: Sequence[Record]) -> dict[str, Any] | None:
@@ -104,7 +106,7 @@ def _chart(
         for record in group:
             x, y = across(record), record.metrics["quantized_top1"]
             by_levels[str(record.metrics["kbits"])].append((x, y))
-            dots.append((x, y, f"{record.label}: {y:.2f}%, {charts.number(x)} {x_label}"))
+            dots.append((x, y, f"{record.label}: {y:.2f}%, {text.number(x)} {x_label}"))
         means = sorted(tuple(map(fmean, zip(*places))) for places in by_levels.values())
         series.append(charts.Series(group[0].label, means, *charts.style(number), dots))
     summary = f"Top-1 accuracy of the runs against {x_label}; the table above has the numbers."

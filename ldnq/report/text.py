@@ -64,3 +64,15 @@ def level_colours(levels: Iterable[float]) -> Iterator[str]:
     for value in levels:
         strength = 0.3 + 0.7 * (magnitudes.index(abs(value)) + 1) / len(magnitudes) if value else 0.35
         yield f"rgb({ZERO if value == 0 else POSITIVE if value > 0 else NEGATIVE} / {strength:.2f})"
+
+
+def number(value: float) -> str:
+    """A short text for `value`."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000 or abs(value) < 1e-3:
+        for unit, name in ((1e6, "M"), (1e3, "k")):
+            if abs(value) >= unit:
+                return f"{value / unit:.3g}{name}"
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.4g}"

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from ldnq.report import charts
+from ldnq.report import charts, text
+from ldnq.report.axis import Axis
 
 
 def _tags(svg, tag, kind=None):
@@ -17,7 +18,7 @@ def _tags(svg, tag, kind=None):
     ("low", "high"), [(0, 1), (86.5, 99.1), (-3, 17), (0.0003, 0.0011), (63.08, 68.16), (5, 5), (0, 0), (1e4, 3e6)]
 )
 def test_axes_end_around_the_values_and_have_a_handful_of_ticks(low, high):
-    axis = charts.Axis.over([low, high])
+    axis = Axis.over([low, high])
     assert axis.low <= low <= high <= axis.high
     assert 1 <= len(axis.ticks()) <= 11
     assert all(axis.low - 1e-9 * abs(high) <= tick <= axis.high + 1e-9 * abs(high) for tick in axis.ticks())
@@ -25,7 +26,7 @@ def test_axes_end_around_the_values_and_have_a_handful_of_ticks(low, high):
 
 @pytest.mark.parametrize("values", [(0.001, 0.1), (0.9, 1), (0.5, 0.5), (1e-12, 1), (0.02, 0.4)])
 def test_logarithmic_axes_too(values):
-    axis = charts.Axis.over(values, log=True)
+    axis = Axis.over(values, log=True)
     assert axis.low < min(values) <= max(values) < axis.high
     assert 1 <= len(axis.ticks()) <= 8
     middle = (axis.low * axis.high) ** 0.5
@@ -49,8 +50,8 @@ def test_a_histogram_has_a_mark_at_every_level_and_labels_that_do_not_touch():
     levels = [-16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16]
     svg = charts.histogram([0, 4, 2, 1], 20.0, levels, "summary")
     assert len(_tags(svg, "path", "level")) == 11
-    labels = [(float(text.get("x")), text.text) for text in _tags(svg, "text")]
-    assert [text for _, text in labels] == ["−16α", "−8α", "0", "8α", "16α"]
+    labels = [(float(label.get("x")), label.text) for label in _tags(svg, "text")]
+    assert [words for _, words in labels] == ["−16α", "−8α", "0", "8α", "16α"]
     places = [x for x, _ in labels]
     assert all(b - a >= charts.LABEL for a, b in pairwise(places))
     assert places[0] + places[-1] == pytest.approx(2 * places[2])
@@ -61,4 +62,4 @@ def test_a_histogram_has_a_mark_at_every_level_and_labels_that_do_not_touch():
     [(0, "0"), (0.01, "0.01"), (1e-5, "1e-5"), (63.08, "63.08"), (12_500, "12.5k"), (3e6, "3M"), (-0.5, "-0.5")],
 )
 def test_numbers_are_short(value, expected):
-    assert charts.number(value) == expected
+    assert text.number(value) == expected

@@ -24,6 +24,7 @@ def test_runs_are_called_by_what_tells_them_apart():
     three = _record("a"), _record("b", preset="best"), _record("c", preset="best", seed=1)
     assert _labels(*three) == ["fast, seed 0", "best, seed 0", "best, seed 1"]
     assert _labels(_record("a", views=1), _record("b", views=4)) == ["views 1", "views 4"]
+    assert _labels(_record("a", training=True), _record("b", training=False)) == ["training", "no training"]
 
 
 def test_what_differs_along_with_the_preset_is_not_repeated():
