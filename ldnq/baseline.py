@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ldnq
-from ldnq import checkpoints, graph, runtime
+from ldnq import checkpoints, graph, runtime, tensorboard
 from ldnq.augmentation import SMALL, Augmentation
 from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
@@ -39,9 +39,10 @@ def train(
     half: bool,
     compiled: bool,
     command: str,
+    curves: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Train the network of `config` from random weights or those in `init`, or go on where a run into `output` stopped;
-    returns the file and its card."""
+    returns the file and its card. `curves` are written for TensorBoard."""
     family = find_family(config.network.model)
     dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
     data = load_data(config.data, dataset)
@@ -65,10 +66,15 @@ def train(
     trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, subject, compiled)
     if trainer.resume():
         log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
-    trainer.run(
-        lambda epoch, loss: log.info("epoch %d of %d: loss %.4f", epoch, recipe.epochs, loss),
-        lambda steps: track(steps, f"epoch {trainer.epoch + 1} of {recipe.epochs}"),
-    )
+
+    def after_epoch(epoch: int, loss: float) -> None:
+        log.info("epoch %d of %d: loss %.4f", epoch, recipe.epochs, loss)
+        tensorboard.scalar("train/loss", loss, epoch)
+        tensorboard.scalar("train/learning rate", trainer.schedule.get_last_lr()[0], epoch)
+        tensorboard.histograms(module, epoch)
+
+    with tensorboard.writing(folder / "tensorboard" if curves else None):
+        trainer.run(after_epoch, lambda steps: track(steps, f"epoch {trainer.epoch + 1} of {recipe.epochs}"))
 
     weights = {key: _stored(tensor, half) for key, tensor in module.state_dict().items()}
     # What is measured is what is stored.

@@ -15,7 +15,7 @@ from ldnq.errors import LdnqError
 # OpenMP's idle threads otherwise spin, and two processes on one machine starve each other. Set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("quantize", "evaluate", "inspect", "sensitivity", "export", "sample", "train", "list")
+COMMANDS = ("quantize", "evaluate", "inspect", "report", "sensitivity", "export", "sample", "train", "list")
 
 
 class CommandFiles(click.Group):

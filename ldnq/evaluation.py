@@ -1,7 +1,7 @@
 """Accuracy of a network."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from lightning_fabric import Fabric
@@ -14,13 +14,25 @@ from ldnq.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """What a network says of images, one by one in their order: the likeliest `classes` (n,) int64 and the
+    `confidences` (n,) float32 that its softmax gives them, beside the images' `labels` (n,) int64."""
+
+    labels: Tensor
+    classes: Tensor
+    confidences: Tensor
+
+
+@dataclass(frozen=True)
 class Accuracy:
-    """Percent of `samples` whose label is the likeliest class, and among the five likeliest (or all of fewer)."""
+    """Percent of `samples` whose label is the likeliest class, and among the five likeliest (or all of fewer); the
+    `predictions` behind it are no part of what makes two alike."""
 
     top1: float
     top5: float
     samples: int
     num_classes: int
+    predictions: Predictions | None = field(default=None, compare=False, repr=False)
 
     @property
     def near_chance(self) -> bool:
@@ -52,7 +64,7 @@ def evaluate(
     metrics = [
         MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(fabric.device) for k in (1, 5)
     ]
-    training, samples = module.training, 0
+    training, found = module.training, []
     module.eval()
     for images, labels in batches:
         # The layout in which convolutions are fastest, whatever that of the weights.
@@ -62,10 +74,12 @@ def evaluate(
         logits = select(logits, num_classes, class_subset)
         for metric in metrics:
             metric.update(logits, labels.to(fabric.device))
-        samples += len(labels)
+        confidences, classes = logits.softmax(1).max(1)
+        found.append((labels, classes.cpu(), confidences.cpu()))
     module.train(training)
     top1, top5 = (100 * float(metric.compute()) for metric in metrics)
-    return Accuracy(top1, top5, samples, num_classes)
+    predictions = Predictions(*map(torch.cat, zip(*found)))
+    return Accuracy(top1, top5, len(predictions.labels), num_classes, predictions)
 
 
 def select(logits: Tensor, num_classes: int, class_subset: Sequence[int] | None) -> Tensor:

@@ -51,7 +51,7 @@ class FileJournal(Journal):
         for name, levels in entries["weights"].items():
             codebook = Codebook(tuple(levels))
             state.write(name, QuantizedWeight(tensors[CODES + name], tensors[SCALE + name], codebook))
-        state.results = [LayerResult(**entry | {"layer": _layer(entry["layer"])}) for entry in entries["results"]]
+        state.results = [_result(entry) for entry in entries["results"]]
         state.skipped = [SkippedLayer(**entry | {"shape": tuple(entry["shape"])}) for entry in entries["skipped"]]
         generator.set_state(tensors[BEGUN])
         self.now = tensors[NOW]
@@ -84,10 +84,6 @@ class FileJournal(Journal):
         }
         generators = {BEGUN: self.begun, NOW: generator.get_state()}
         write_safetensors(self.path, tensors | generators, {KEY: json.dumps(entries)})
-
-    def close(self) -> None:
-        """Remove the file: the run has ended."""
-        self.path.unlink(missing_ok=True)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
@@ -126,5 +122,6 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _layer(entry: Mapping[str, Any]) -> Layer:
-    return Layer(**entry | {"shape": tuple(entry["shape"])})
+def _result(entry: Mapping[str, Any]) -> LayerResult:
+    layer = Layer(**entry["layer"] | {"shape": tuple(entry["layer"]["shape"])})
+    return LayerResult(**entry | {"layer": layer, "errors": tuple(entry["errors"])})

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 
 import ldnq
-from ldnq import runtime
+from ldnq import runtime, tensorboard
 from ldnq.allocation import settle_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.config import AUTO, RecipeConfig, RunConfig
 from ldnq.errors import DataError
 from ldnq.evaluation import Accuracy
+from ldnq.findings import find_details
 from ldnq.formats import h5
 from ldnq.journal import FileJournal, digest
 from ldnq.measurement import measure
 from ldnq.preparation import Preparation, check_teacher, copied, prepare, start
 from ldnq.presets import fill_in, stages
 from ldnq.quantized import Journal, QuantizationState, QuantizedModel
+from ldnq.report import write_report
 from ldnq.runs import RunFolder, default_folder
 from ldnq.sensitivity import write_table
 from ldnq.stages import Stage
@@ -44,8 +46,9 @@ class RunResult:
     folder: Path
 
 
-def run(config: RunConfig, output: Path | None = None) -> RunResult:
-    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`.
+def run(config: RunConfig, output: Path | None = None, command: str | None = None, curves: bool = False) -> RunResult:
+    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`; the report
+    shows the `command` that asked for it, `curves` of training are written for TensorBoard.
 
     A run into `output` that did not end goes on after its last finished layer.
     """
@@ -54,11 +57,16 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     recipe = prepared.config.recipe
     name = (config.network.model, prepared.data.family.name, f"k{recipe.kbits}")
     folder = RunFolder.create(output or default_folder(*name))
-    with folder.alone():
-        return _run(prepared, folder, started)
+    with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if curves else None):
+        model, metrics = _run(prepared, folder)
+        metrics |= {"command": command, "seconds": time.perf_counter() - started, "environment": runtime.environment()}
+        folder.write_metrics(metrics)
+        write_report(folder.path)
+        folder.journal.unlink(missing_ok=True)
+    return RunResult(model, metrics, folder.path)
 
 
-def _run(prepared: Preparation, folder: RunFolder, started: float) -> RunResult:
+def _run(prepared: Preparation, folder: RunFolder) -> tuple[QuantizedModel, dict[str, Any]]:
     config, fabric, data, network = prepared.config, prepared.fabric, prepared.data, prepared.network
     journal = FileJournal(folder.journal, _circumstances(prepared))
     folder.write_config(config)
@@ -94,20 +102,19 @@ def _run(prepared: Preparation, folder: RunFolder, started: float) -> RunResult:
     folder.write_layers(state)
     if sensitivities:
         write_table(sensitivities, folder.path)
+    details = find_details(state, images, data, network.preprocessing, teacher_accuracy, accuracy)
+    details.save(folder.details)
     sizes = h5.save(model, folder.model)
     metrics |= {
+        "agreement": details.outcomes and details.outcomes.agreement,
         "float_bytes": model.float_bytes,
         "packed_bytes": sizes["total"],
         "packed_parts": sizes,
         "bits_per_weight": model.bits_per_weight,
         "skipped_layers": len(state.skipped),
         "quantizing_seconds": quantizing,
-        "seconds": time.perf_counter() - started,
-        "environment": runtime.environment(),
     }
-    folder.write_metrics(metrics)
-    journal.close()
-    return RunResult(model, metrics, folder.path)
+    return model, metrics
 
 
 def quantize(

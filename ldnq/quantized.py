@@ -1,5 +1,6 @@
 """Quantized weights, the state that stages hand on, and the network that comes out."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,12 +47,18 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """How a `layer` was quantized by itself; stages that follow may change its weights once more."""
+    """How a `layer` was quantized by itself; stages that follow may change its weights once more. `errors` are the
+    solver's by iteration, the first before any."""
 
     layer: Layer
     relative_error: float
-    iterations: int
+    errors: tuple[float, ...]
     seconds: float
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise of the layer's outputs in decibels, infinite where there is no noise."""
+        return -10 * math.log10(self.relative_error) if self.relative_error > 0 else math.inf
 
 
 class Journal:

@@ -17,18 +17,19 @@ from ldnq.files import write_json, write_text
 from ldnq.quantized import LayerResult, QuantizationState, QuantizedWeight
 
 COLUMNS = (
-    "name", "kind", "shape", "kbits", "scale_min", "scale_max", "zero_fraction", "relative_error", "iterations",
-    "seconds", "reason",
+    "name", "kind", "shape", "kbits", "scale_min", "scale_max", "zero_fraction", "relative_error", "sqnr_db",
+    "iterations", "seconds", "reason",
 )  # fmt: skip
 
 
 class RunFolder:
-    """`config.json`, written first, then `layers.csv`, `model.h5` and `metrics.json`, each whole or not there; until
-    then `journal` holds what is finished."""
+    """`config.json`, written first, then `layers.csv`, `details.h5`, `model.h5` and `metrics.json`, each whole or not
+    there; until then `journal` holds what is finished."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = path / "model.h5"
+        self.details = path / "details.h5"
         self.metrics = path / "metrics.json"
         self.journal = path / "journal.safetensors"
 
@@ -105,7 +106,8 @@ def _row(result: LayerResult, weight: QuantizedWeight) -> dict[str, str]:
         "scale_max": float(weight.scale.max()),
         "zero_fraction": weight.zero_fraction,
         "relative_error": result.relative_error,
-        "iterations": result.iterations,
+        "sqnr_db": result.sqnr_db,
+        "iterations": len(result.errors) - 1,
         "seconds": result.seconds,
     }
     return {name: _text(value) for name, value in values.items()}

@@ -69,6 +69,16 @@ def test_accuracy_by_hand(fabric):
     assert (found.top1, found.top5, found.samples) == (25, 75, 4)
 
 
+def test_predictions_are_the_likeliest_classes_and_their_softmax(fabric):
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 10, 64), rng.normal(size=(64, 10)).astype(np.float32)
+    found = measure(scores, labels, fabric, 10, 7).predictions
+    assert np.array_equal(found.labels, labels)
+    assert np.array_equal(found.classes, scores.argmax(1))
+    shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    assert found.confidences.numpy() == pytest.approx(shares.max(1), rel=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64], ids=lambda size: f"batches-of-{size}")
 def test_the_batches_do_not_matter(fabric, batch_size):
     rng = np.random.default_rng(0)

@@ -133,7 +133,17 @@ runtime_options = _group(
     click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the processor; 0: torch's choice."),
 )
 
+tensorboard_option = click.option(
+    "--tensorboard", "curves", is_flag=True, help="Write curves of training into DIR/tensorboard."
+)
+
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+
+
+def words(command: str) -> list[str]:
+    """What was typed, from the name of the `command` on."""
+    typed = click.get_current_context().meta["ldnq.words"]
+    return typed[typed.index(command) :]
 
 
 def require_model(model: str | None) -> None:

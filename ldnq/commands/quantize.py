@@ -1,6 +1,7 @@
 """`ldnq quantize`."""
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -57,12 +58,13 @@ def _go_on(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path
 @click.option("--block-steps", type=click.IntRange(0), help="Of each residual block. [default: the preset's]")
 @click.option("--distillation-steps", type=click.IntRange(0), help="Of the whole network. [default: the preset's]")
 @options.runtime_options
+@options.tensorboard_option
 @options.output_option
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", callback=_go_on, is_eager=True,
     help="Go on with the run in this folder, that was stopped; no other option is needed.",
 )  # fmt: skip
-def quantize_command(output: Path | None, resume: Path | None, **values) -> None:
+def quantize_command(output: Path | None, resume: Path | None, curves: bool, **values) -> None:
     """Quantize a trained network layer by layer with a small sample of its training images.
 
     \b
@@ -84,11 +86,11 @@ def quantize_command(output: Path | None, resume: Path | None, **values) -> None
     from ldnq.pipeline import run
 
     with console.progress():
-        result = run(config, resume or output)
+        result = run(config, resume or output, shlex.join(["ldnq", *options.words("quantize")]), curves)
     if config.recipe.kbits == AUTO:
         rows = [(name, f"{w.codes.numel():,}", w.codebook.num_levels) for name, w in result.model.weights.items()]
         console.table(rows, ("parameter", "weights", "levels"), "Levels chosen")
-    console.table(_summary(result.metrics) + [("files", str(result.folder))])
+    console.table(_summary(result.metrics) + [("report", str(result.folder / "report.html"))])
 
 
 def _summary(metrics: dict) -> list[tuple[str, str]]:

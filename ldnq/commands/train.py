@@ -1,6 +1,7 @@
 """`ldnq train`."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -29,8 +30,9 @@ from ldnq.config import RunConfig
 @click.option("--half", is_flag=True, help="Store the weights as float16.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network first; needs a C++ compiler.")
 @options.runtime_options
+@options.tensorboard_option
 @options.output_option
-def train_command(output: Path | None, init: Path | None, half: bool, compiled: bool, **values) -> None:
+def train_command(output: Path | None, init: Path | None, half: bool, compiled: bool, curves: bool, **values) -> None:
     """Train a float network, as a start for quantization. An interrupted run goes on when started again.
 
     \b
@@ -45,22 +47,24 @@ def train_command(output: Path | None, init: Path | None, half: bool, compiled: 
     recipe = TrainingRecipe(**{name: values[name] for name in names})
     from ldnq.baseline import train
 
+    command = shlex.join(["ldnq", *_without_folders(options.words("train"))])
     with console.progress():
-        path, card = train(config, recipe, output, init=init, half=half, compiled=compiled, command=_command_line())
+        path, card = train(
+            config, recipe, output, init=init, half=half, compiled=compiled, command=command, curves=curves
+        )
     rows = [("weights", str(path))]
     if card["top1"] is not None:
         rows.insert(0, ("top-1 / top-5", f"{card['top1']:.2f}% / {card['top5']:.2f}%"))
     console.table(rows)
 
 
-def _command_line() -> str:
-    """The command as a reader of the model card can repeat it, without folders of this machine."""
-    words = click.get_current_context().meta["ldnq.words"]
-    kept, folders = ["ldnq"], ("--data-root", "--output", "-o")
-    rest = iter(words[words.index("train") :])
+def _without_folders(words: Sequence[str]) -> list[str]:
+    """The words of the command as a reader of the model card can repeat it, without folders of this machine."""
+    kept, folders = [], ("--data-root", "--output", "-o")
+    rest = iter(words)
     for word in rest:
         if word in folders:
             next(rest)
         elif not word.startswith(tuple(f"{folder}=" for folder in folders)):
             kept.append(word)
-    return shlex.join(kept)
+    return kept

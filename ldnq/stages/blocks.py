@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ldnq import tensorboard
 from ldnq.calibration import CalibrationImages
 from ldnq.curvature import channel_curvature
 from ldnq.graph import run_to
@@ -89,6 +90,7 @@ class BlockReconstruction:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            tensorboard.scalar("blocks/loss", loss)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ldnq import tensorboard
 from ldnq.calibration import CalibrationImages
 from ldnq.quantized import QuantizationState
 
@@ -51,6 +52,7 @@ class Cascade:
                 break
             mean = sum(epoch) / len(epoch)
             log.debug("cascade loss %.5f", mean)
+            tensorboard.scalar("cascade/loss", mean)
             stale = 0 if mean < best * (1 - self.gain) else stale + 1
             best = min(best, mean)
             if stale == self.patience:

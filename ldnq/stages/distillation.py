@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ldnq import tensorboard
 from ldnq.augmentation import mix
 from ldnq.calibration import CalibrationImages
 from ldnq.graph import recorded
@@ -66,7 +67,10 @@ class Distillation:
             for step in self._steps(state, weights, calibration, generator):
                 average.update_parameters(state.student)
                 if step % max(1, self.steps // self.checks) == 0:
-                    best.offer(average.module, exam(average.module))
+                    held_out = exam(average.module)
+                    best.offer(average.module, held_out)
+                    tensorboard.scalar("distillation/held-out", held_out, step)
+                    tensorboard.histograms(state.student, step)
             best.restore(state.student)
             log.info("distillation ends at %.4f", best.loss)
         return state
@@ -95,6 +99,7 @@ class Distillation:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                tensorboard.scalar("distillation/loss", loss, step)
                 for latent, rounding in weights.values():
                     rounding.clamp(latent.data)
                 yield step

@@ -51,7 +51,7 @@ class Reconstruction:
             self.receiver.take(*(entry.flatten() for entry in corrections))
         error = self.moments.relative_error(gain * matrix)
         seconds = self.seconds + time.perf_counter() - started
-        return LayerResult(self.layer, error, len(solution.errors) - 1, seconds)
+        return LayerResult(self.layer, error, solution.errors, seconds)
 
     def _shared(self, problem: LayerProblem, solution: LayerSolution) -> tuple[LayerSolution, Tensor]:
         """The solution with one scale where the layer is to have one, and what each channel's gain must make up for."""

@@ -45,6 +45,17 @@ def test_interrupted_training_ends_as_if_it_had_not_been(ldnq, tiny, workdir, mo
     assert all(np.array_equal(whole[key], parts[key]) for key in whole)
 
 
+def test_curves_of_training_are_written_for_tensorboard(ldnq, tiny, workdir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--epochs", 2, "--tensorboard"]
+    assert ldnq(*options, "--output", "run").code == 0
+    found = EventAccumulator(str(workdir / "run" / "tensorboard")).Reload()
+    for name in ("train/loss", "train/learning rate"):
+        assert [event.step for event in found.Scalars(name)] == [1, 2]
+    assert {"parameters/0.weight", "parameters/11.bias"} <= set(found.Tags()["histograms"])
+
+
 def test_another_recipe_does_not_continue_a_run(ldnq, tiny):
     options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--output", "run"]
     ldnq(*options, "--epochs", 1)

@@ -39,7 +39,7 @@ def test_a_run_leaves_config_metrics_layers_and_model(ldnq, tiny, workdir):
     assert result.code == 0, result.err
     assert "levels: {0, ±α, ±2α} (5 values)" in result.err
     assert sorted(path.name for path in (workdir / "run").iterdir()) == [
-        "config.json", "layers.csv", "metrics.json", "model.h5",
+        "config.json", "details.h5", "layers.csv", "metrics.json", "model.h5", "report.html",
     ]  # fmt: skip
     metrics = _metrics(workdir / "run")
     assert metrics.keys() >= METRICS
@@ -134,6 +134,8 @@ def test_layers_are_listed_with_what_became_of_them(ldnq, tiny, workdir):
     assert rows[3]["reason"] == "--skip 6"
     model = package.load(workdir / "run/model.h5", build("tiny_network:build", {}))
     weight = model.module[3].weight.detach()
+    for row in rows[:3]:
+        assert float(row["sqnr_db"]) == pytest.approx(-10 * math.log10(float(row["relative_error"])), abs=1e-3)
     assert float(rows[1]["zero_fraction"]) == pytest.approx(float((weight == 0).float().mean()), abs=1e-5)
     scales = weight.abs().flatten(1).amax(1)
     assert float(rows[1]["scale_max"]) == pytest.approx(float(scales.max()), rel=1e-5)
@@ -294,6 +296,23 @@ def test_bfloat16_passes_see_weights_as_they_are_now(ldnq, tiny, workdir):
     assert result.code == 0, result.err
     metrics = _metrics(workdir / "run")
     assert metrics["top1_drop"] < 5
+
+
+def test_curves_of_gradient_steps_are_written_for_tensorboard(ldnq, tiny, workdir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = ("--distillation-steps", 10, "--block-steps", 3, "--cascade-epochs", 2, "--samples", 40)
+    assert ldnq("quantize", *tiny, *steps, "--tensorboard", "--output", "run").code == 0
+    found = EventAccumulator(str(workdir / "run" / "tensorboard")).Reload()
+    losses = found.Scalars("distillation/loss")
+    assert [event.step for event in losses] == list(range(1, 11))
+    assert all(event.value > 0 for event in losses)
+    assert [event.step for event in found.Scalars("distillation/held-out")] == [2, 4, 6, 8, 10]
+    # Each of four layers has two epochs after it, but the last, after which nothing learns.
+    epochs = [event.step for event in found.Scalars("cascade/loss")]
+    assert epochs == list(range(1, len(epochs) + 1))
+    assert len(epochs) >= 6
+    assert "parameters/3.parametrizations.weight.original" in found.Tags()["histograms"]
 
 
 def test_a_finished_run_is_not_written_over(ldnq, tiny):

@@ -1,0 +1,89 @@
+"""What the sections of a run's report show: numbers and charts by the names that the template uses."""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from ldnq.details import Details, LayerDetails
+from ldnq.report import charts
+from ldnq.report.confusion import Changes, Confusion
+from ldnq.report.record import Record
+
+
+def of(record: Record) -> dict[str, Any]:
+    """Everything; None for sections whose material the run has not left."""
+    details = record.details
+    layers = details.layers if details else ()
+    return {
+        "levels": levels(record),
+        "error_chart": error_chart([record]),
+        "largest_error": max(record.errors.values(), default=0.0),
+        "weights": [(layer, _weights(layer)) for layer in layers],
+        "codebook": max((layer.levels.tolist() for layer in layers), key=len, default=[]),
+        "iterations": _iterations(layers),
+        "confusion": details and details.outcomes and Confusion.of(details.outcomes, details.class_names),
+        "changes": details and details.outcomes and Changes.of(details.outcomes),
+        "disagreements": list(_disagreements(details)) if details and details.outcomes else [],
+    }
+
+
+def levels(record: Record) -> str:
+    """How many levels a layer has, from the fewest to the most."""
+    numbers = sorted({int(row["kbits"]) for row in record.quantized})
+    return f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+
+
+def error_chart(records: Sequence[Record]) -> Markup | None:
+    """The relative error of the layers of each run in order of execution, where there is any."""
+    series = []
+    for number, record in enumerate(records):
+        dots = [
+            (position, error, " ".join(filter(None, (record.label, f"{name}: {error:.4f}"))))
+            for position, (name, error) in enumerate(record.errors.items(), 1)
+            if error > 0
+        ]
+        if dots:
+            series.append(charts.Series(record.label, [dot[:2] for dot in dots], *charts.style(number), dots))
+    if not series:
+        return None
+    summary = "Relative reconstruction error by layer; the table below has the numbers."
+    return charts.lines(series, "layer, in order of execution", "relative error", summary, log_y=True)
+
+
+def _weights(layer: LayerDetails) -> Markup:
+    shares = ", ".join(f"{share:.0%} at {level:g}α" for level, share in zip(layer.levels, layer.shares))
+    summary = f"Histogram of the float weights of {layer.name}, and the levels that they were put on: {shares}."
+    return charts.histogram(layer.histogram.tolist(), layer.reach, layer.levels.tolist(), summary)
+
+
+def _iterations(layers: Sequence[LayerDetails]) -> Markup | None:
+    """Error by iteration as a share of the first one, a line a layer, from blue at the input to red at the output."""
+    series = []
+    for position, layer in enumerate(layers):
+        first = float(layer.errors[0])
+        points = [(n, float(error) / first) for n, error in enumerate(layer.errors) if min(first, error) > 0]
+        if len(points) > 1:
+            hue = 220 + 140 * position / max(1, len(layers) - 1)
+            label = f"{layer.name}: {points[-1][1]:.3g} of the first error after {len(points) - 1} iterations"
+            series.append(charts.Series(label, points, f"hsl({hue:.0f} 75% 55%)"))
+    if not series:
+        return None
+    summary = f"Reconstruction error of {len(series)} layers by iteration of the solver, as a share of the first."
+    return charts.lines(series, "iteration of the solver", "error, of the first", summary, log_y=True)
+
+
+def _disagreements(details: Details) -> Iterator[Mapping[str, Any]]:
+    """The pictures with what both networks say of them."""
+    outcomes, names = details.outcomes, details.class_names
+    for index, picture in details.pictures.items():
+        yield {
+            "index": index,
+            "source": "data:image/jpeg;base64," + base64.b64encode(picture).decode(),
+            "label": names[outcomes.labels[index]],
+            "teacher": names[outcomes.teacher[index]],
+            "teacher_confidence": float(outcomes.teacher_confidence[index]),
+            "student": names[outcomes.student[index]],
+            "student_confidence": float(outcomes.student_confidence[index]),
+        }
