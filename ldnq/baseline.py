@@ -15,11 +15,11 @@ from ldnq.augmentation import SMALL, Augmentation
 from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.errors import DataError, NetworkError, UsageError
+from ldnq.errors import DataError, NetworkError, UsageError, keeping
 from ldnq.measurement import measure
 from ldnq.network import build, decide_preprocessing, find_family
 from ldnq.preprocessing import Preprocessing
-from ldnq.progress import track
+from ldnq.progress import headline
 from ldnq.training import Trainer, TrainingRecipe
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def train(
         raise UsageError(f"expected a folder to write to, found the file {folder}: use another --output")
     _check_outputs(module, preprocessing, data.num_classes)
     fabric = runtime.start(config.runtime, training=True)
+    headline(f"{config.network.model} on {dataset.name}")
     images, labels = _load(data, preprocessing, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, dataset.flip)
     state = folder / "state.pt"
@@ -65,10 +66,8 @@ def train(
     trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, subject, compiled)
     if trainer.resume():
         log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
-    trainer.run(
-        lambda epoch, loss: log.info("epoch %d of %d: loss %.4f", epoch, recipe.epochs, loss),
-        lambda steps: track(steps, f"epoch {trainer.epoch + 1} of {recipe.epochs}"),
-    )
+    with keeping(lambda: f"{trainer.epoch} of {recipe.epochs} epochs are saved in {state}, the same command goes on"):
+        trainer.run()
 
     weights = {key: _stored(tensor, half) for key, tensor in module.state_dict().items()}
     # What is measured is what is stored.
@@ -131,7 +130,7 @@ def _load(data: Data, preprocessing: Preprocessing, workers: int) -> tuple[Tenso
     if len(data.train) * 3 * held**2 > MAX_BYTES:
         raise UsageError(f"{len(data.train)} images of {held} pixels do not fit in {MAX_BYTES >> 30} GiB of memory")
     larger = Preprocessing(held, preprocessing.mean, preprocessing.std)
-    return in_memory(Prepared(data.train, larger), workers, lambda batches: track(batches, "loading images"))
+    return in_memory(Prepared(data.train, larger), workers)
 
 
 def _description(data: Data, preprocessing: Preprocessing) -> dict[str, Any]:

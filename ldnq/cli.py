@@ -48,8 +48,11 @@ class CommandFiles(click.Group):
             _fail(" ".join(str(error).split()), 2)
         except OSError as error:
             _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
-        except (click.Abort, KeyboardInterrupt):
-            _fail("interrupted", 130)
+        except (click.Abort, KeyboardInterrupt) as error:
+            # click puts its own exception in the place of the one that says what is kept.
+            kept = getattr(error.__cause__ or error, "args", ()) or ["nothing was saved"]
+            click.echo(f"interrupted: {kept[0]}", err=True)
+            sys.exit(130)
 
 
 def _fail(message: str, status: int) -> None:

@@ -20,13 +20,13 @@ from ldnq.config import RecipeConfig, RunConfig
 from ldnq.data import Data, load_data, resolve_dataset, usual_root
 from ldnq.datasets import DatasetFamily
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.errors import DataError, NetworkError
+from ldnq.errors import DataError, NetworkError, keeping
 from ldnq.evaluation import Accuracy
 from ldnq.formats import h5
 from ldnq.measurement import measure
 from ldnq.network import Network, find_family, load_network
 from ldnq.presets import fill_in, stages
-from ldnq.progress import track
+from ldnq.progress import headline
 from ldnq.quantized import QuantizationState, QuantizedModel
 from ldnq.runs import RunFolder, default_folder
 from ldnq.stages import Stage
@@ -60,6 +60,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     calibration = load_or_draw(data.train, dataset.name, config.calibration)[0] if data.train else None
     folder = RunFolder.create(output or default_folder(config.network.model, dataset.name, config.recipe.kbits))
     folder.write_config(config)
+    headline(f"{config.network.model} on {dataset.name}")
     log.info("levels: %s (%d values)", Codebook.power_of_two(config.recipe.kbits), config.recipe.kbits)
 
     network.module.to(fabric.device).requires_grad_(False)
@@ -70,10 +71,12 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     begun = time.perf_counter()
     mixed_precision = runtime.mixes_in_training(fabric.device.type, config.runtime)
     images = _calibration_images(calibration, data, network, config, fabric.device, mixed_precision)
-    with runtime.autocast(fabric, config.runtime):
+    with runtime.autocast(fabric, config.runtime), keeping(folder.kept):
         state = apply_recipe(network.module, images, config.recipe, config.calibration.seed, mixed_precision)
     quantizing = time.perf_counter() - begun
-    accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
+    headline("evaluating and saving")
+    with keeping(folder.kept):
+        accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
     metrics = _metrics(config, dataset, calibration, teacher_accuracy, accuracy)
     model = QuantizedModel(
@@ -145,8 +148,10 @@ def apply_stages(
     """Run the `chosen` stages on a copy of `module`, which is left as it is."""
     teacher = _copy(module, torch.channels_last).requires_grad_(False)
     state = QuantizationState(_copy(teacher, torch.channels_last).requires_grad_(True), teacher)
-    for stage in chosen:
-        state = stage(state, images, generator)
+    chosen = list(chosen)
+    for number, step in enumerate(chosen, 1):
+        headline(f"stage {number} of {len(chosen)}: {type(step).__module__.rpartition('.')[2]}")
+        state = step(state, images, generator)
     # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.
     state.student = _copy(state.student, torch.contiguous_format).requires_grad_(False)
     return state
@@ -196,7 +201,7 @@ def _calibration_images(
     images = torch.empty(0, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
     if calibration:
         prepared = Prepared(data.train, preprocessing, calibration.indices)
-        images, _ = in_memory(prepared, config.runtime.workers, lambda batches: track(batches, "loading images"))
+        images, _ = in_memory(prepared, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, data.family.flip)
     found = CalibrationImages(images, preprocessing.normalize, augmentation, config.runtime.batch_size, device)
     if not options.synthesize:

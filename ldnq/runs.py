@@ -40,6 +40,11 @@ class RunFolder:
             raise UsageError(f"cannot create the output folder {path}: {error.strerror}") from error
         return cls(path)
 
+    def kept(self) -> str:
+        """What is left of a run that is interrupted."""
+        config = self.path / "config.json"
+        return f"{config} is saved, 'ldnq quantize --config {config} --output {self.path}' starts again"
+
     def write_config(self, config: RunConfig) -> None:
         """What the run was asked for, enough to repeat it."""
         write_json(self.path / "config.json", config.to_dict())

@@ -13,6 +13,7 @@ from ldnq.augmentation import Augmentation
 from ldnq.errors import CheckpointError, UsageError
 from ldnq.files import replacing
 from ldnq.preprocessing import Preprocessing
+from ldnq.progress import say, track
 
 SCHEDULES = ("one-cycle", "cosine")
 
@@ -87,23 +88,23 @@ class Trainer:
         self.epoch = saved["epoch"]
         return True
 
-    def run(self, after_epoch: Callable[[int, float], None], progress=iter) -> None:
-        """Train to the last epoch; `after_epoch(epoch, loss)` is called after each, `progress` wraps the steps."""
+    def run(self) -> None:
+        """Train to the last epoch."""
         forward = torch.compile(self.module) if self.compiled else self.module
-        while self.epoch < self.recipe.epochs:
-            loss = self._train_epoch(forward, progress)
-            self.epoch += 1
+        for epoch in track(range(self.epoch, self.recipe.epochs), "epochs"):
+            loss = self._train_epoch(forward)
+            self.epoch = epoch + 1
             self._save()
-            after_epoch(self.epoch, loss)
+            say(f"loss {loss:.4f}")
 
-    def _train_epoch(self, forward: Callable[[Tensor], Tensor], progress) -> float:
+    def _train_epoch(self, forward: Callable[[Tensor], Tensor]) -> float:
         # Seeded by epoch, so that an interrupted run continues exactly as it would have gone on.
         generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
         torch.manual_seed(generator.initial_seed())
         order = torch.randperm(len(self.images), generator=generator)[: self.steps * self.recipe.batch_size]
         self.module.train()
         total = 0.0
-        for chosen in progress(order.view(self.steps, self.recipe.batch_size)):
+        for chosen in track(order.view(self.steps, self.recipe.batch_size), "batches"):
             batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)
             batch = self.preprocessing.normalize(batch).contiguous(memory_format=torch.channels_last)
             with self.fabric.autocast():

@@ -29,9 +29,9 @@ def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values) 
             f"{checkpoint_or_model} brings its own weights: leave out --checkpoint and --num-classes"
         )
     config = RunConfig.from_options({"model": "", **{k: v for k, v in values.items() if v is not None}})
-    from ldnq.measurement import evaluate_checkpoint, evaluate_network
-
     with console.progress():
+        from ldnq.measurement import evaluate_checkpoint, evaluate_network
+
         if checkpoint_or_model is None:
             metrics = evaluate_network(config)
         else:

@@ -47,25 +47,27 @@ def export_command(
     ldnq export results/RUN/model.h5 --format torch
     """
     chosen = _options(name, weight_type=weight_type, dequantized=dequantized)
-    from ldnq import formats
-    from ldnq.export import export, folded, sample_images
-    from ldnq.network import build
+    with console.progress():
+        from ldnq import formats
+        from ldnq.export import export, folded, sample_images
+        from ldnq.network import build
 
-    path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
-    form = formats.formats.get(name)(**chosen)
-    output = output or path.with_suffix(form.suffix)
-    if not output.name or (output.exists() and not output.is_file()):
-        raise click.UsageError(f"expected a file for --output, got {output}")
-    if output.resolve() == path.resolve():
-        raise click.UsageError(f"expected --output, another file than {path}, which is read")
-    if model_args and not model:
-        raise click.UsageError("expected --model with --model-arg")
-    contents = formats.read(path)
-    network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
-    images = sample_images(network, DataConfig(dataset, data_root or _data_root_of(checkpoint), image_size=image_size))
-    if fold_batchnorm:
-        network = folded(network, images)
-    exported = export(network, output, form, images, verify)
+        path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
+        form = formats.formats.get(name)(**chosen)
+        output = output or path.with_suffix(form.suffix)
+        if not output.name or (output.exists() and not output.is_file()):
+            raise click.UsageError(f"expected a file for --output, got {output}")
+        if output.resolve() == path.resolve():
+            raise click.UsageError(f"expected --output, another file than {path}, which is read")
+        if model_args and not model:
+            raise click.UsageError("expected --model with --model-arg")
+        contents = formats.read(path)
+        network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
+        root = data_root or _data_root_of(checkpoint)
+        images = sample_images(network, DataConfig(dataset, root, image_size=image_size))
+        if fold_batchnorm:
+            network = folded(network, images)
+        exported = export(network, output, form, images, verify)
     console.table(_summary(network, exported, output) + form.remarks(output, network))
     console.table(_floats(network), ("stays float", "why"))
 

@@ -17,10 +17,11 @@ def inspect_command(file: Path, as_json: bool) -> None:
     \b
     ldnq inspect results/RUN/model.h5
     """
-    from ldnq import formats
+    with console.progress():
+        from ldnq import formats
 
-    model_file = formats.read(file)
-    rows = [_row(name, weight) for name, weight in model_file.weights.items()]
+        model_file = formats.read(file)
+        rows = [_row(name, weight) for name, weight in model_file.weights.items()]
     summary = {
         "network": model_file.model or "the caller's own",
         "bytes": file.stat().st_size,

@@ -61,9 +61,9 @@ def quantize_command(output: Path | None, **values) -> None:
     options.require_model(values["model"])
     options.settle_calibration(values)
     config = RunConfig.from_options(values)
-    from ldnq.pipeline import run
-
     with console.progress():
+        from ldnq.pipeline import run
+
         result = run(config, output)
     console.table(_summary(result.metrics) + [("files", str(result.folder))])
 

@@ -19,14 +19,15 @@ def sample_command(dataset: str, data_root: str | None, download: bool, **values
     """
     options.settle_calibration(values)
     config = CalibrationConfig(**values)
-    import numpy as np
+    with console.progress():
+        import numpy as np
 
-    from ldnq.calibration import load_or_draw
-    from ldnq.data import load_data
-    from ldnq.datasets import datasets
+        from ldnq.calibration import load_or_draw
+        from ldnq.data import load_data
+        from ldnq.datasets import datasets
 
-    data = load_data(DataConfig(dataset, data_root, download), datasets.get(dataset))
-    calibration, path = load_or_draw(data.train, dataset, config)
+        data = load_data(DataConfig(dataset, data_root, download), datasets.get(dataset))
+        calibration, path = load_or_draw(data.train, dataset, config)
     drawn = len(calibration.indices)
     rows = [("images", f"{drawn:,} of {len(data.train):,}"), ("file", str(path))]
     if data.train.labelled:

@@ -39,13 +39,12 @@ def train_command(output: Path | None, init: Path | None, half: bool, compiled: 
     """
     options.require_model(values["model"])
     config = RunConfig.from_options(values)
-    from ldnq.training import TrainingRecipe
-
-    names = ("epochs", "batch_size", "lr", "weight_decay", "schedule", "seed")
-    recipe = TrainingRecipe(**{name: values[name] for name in names})
-    from ldnq.baseline import train
-
     with console.progress():
+        from ldnq.baseline import train
+        from ldnq.training import TrainingRecipe
+
+        names = ("epochs", "batch_size", "lr", "weight_decay", "schedule", "seed")
+        recipe = TrainingRecipe(**{name: values[name] for name in names})
         path, card = train(config, recipe, output, init=init, half=half, compiled=compiled, command=_command_line())
     rows = [("weights", str(path))]
     if card["top1"] is not None:

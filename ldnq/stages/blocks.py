@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldnq.calibration import CalibrationImages
 from ldnq.curvature import channel_curvature
 from ldnq.graph import run_to
-from ldnq.progress import track
+from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.soft_assignment import SoftAssignment
@@ -50,7 +50,7 @@ class BlockReconstruction:
         names = [name for name in Wiring(state.teacher).blocks() if _weights(state, name)]
         if not names:
             log.warning("no residual blocks found: layers stay as they were quantized, one by one")
-        for name in track(names, "reconstructing blocks"):
+        for name in track(names, "reconstructing blocks", str):
             curvature = channel_curvature(state.teacher, name, calibration.batches(), generator)
             task, exam = (
                 Task.gather(state, name, images.views(self.views, generator), curvature)
@@ -70,7 +70,7 @@ class BlockReconstruction:
             self._train(task, weights, generator)
         with torch.no_grad():
             end = float(exam.error())
-        log.info("block %s: relative error %.4f, was %.4f", name, end, start)
+        say(f"relative error {end:.4f}, was {start:.4f}")
         if not end < start:
             task.block.load_state_dict(before)
             state.weights.update(codes)

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ldnq.augmentation import mix
 from ldnq.calibration import CalibrationImages
 from ldnq.graph import recorded
-from ldnq.progress import track
+from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.power_of_two import Rounding
@@ -67,6 +67,7 @@ class Distillation:
                 average.update_parameters(state.student)
                 if step % max(1, self.steps // self.checks) == 0:
                     best.offer(average.module, exam(average.module))
+                    say(f"loss on held-out images {best.loss:.4f}")
             best.restore(state.student)
             log.info("distillation ends at %.4f", best.loss)
         return state

@@ -17,7 +17,7 @@ from ldnq.graph import Layer, SkippedLayer, find_layers
 from ldnq.joints import Joints, Receiver
 from ldnq.moments import Moments, gather_moments
 from ldnq.problem import LayerProblem, LayerSolution, Solver, least_squares
-from ldnq.progress import track
+from ldnq.progress import say, track
 from ldnq.quantized import LayerResult, QuantizationState, QuantizedWeight
 from ldnq.stages.cascade import Cascade
 from ldnq.walk import Walk
@@ -70,13 +70,11 @@ class Layerwise:
         joints = Joints(state.student, state.teacher)
         felt = self._sensitivities(state, layers, calibration, generator)
         walks = self._walks(joints, calibration, generator)
-        for position, layer in enumerate(track(layers, "quantizing layers"), 1):
+        for layer in track(layers, "quantizing layers", _title):
             result = self._quantize(state, layer, joints, walks(), felt.get(layer.name))
             state.results.append(result)
-            log.info(
-                "layer %d of %d, %s %s: relative error %.4f",
-                position, len(layers), layer.name, "x".join(map(str, layer.shape)), result.relative_error,
-            )  # fmt: skip
+            mean = sum(result.relative_error for result in state.results) / len(state.results)
+            say(f"relative error {result.relative_error:.4f}, mean so far {mean:.4f}")
             if self.cascade:
                 state = self.cascade(state, calibration, generator)
         return state
@@ -136,7 +134,9 @@ class Layerwise:
         """What the solver is told of how the network feels errors of the layers' outputs, by the layers' names."""
         if not self.coupling:
             return {}
-        found = sensitivities(state.teacher, layers, calibration.batches(), self.draws, generator)
+        number = -(-len(calibration) // calibration.batch_size)
+        batches = track(calibration.batches(), "measuring sensitivities", total=number)
+        found = sensitivities(state.teacher, layers, batches, self.draws, generator)
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
 
     def _damped(self, sensitivity: Tensor) -> Tensor:
@@ -222,6 +222,10 @@ class Layerwise:
         if with_bias:
             weights[layer.bias_name] = QuantizedWeight(solution.codes[..., d].flatten(), solution.scale, self.codebook)
         return weights
+
+
+def _title(layer: Layer) -> str:
+    return f"{layer.name} {'x'.join(map(str, layer.shape))}"
 
 
 def _remark(layer: Layer, moments: Moments) -> None:
