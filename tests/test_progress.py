@@ -59,11 +59,15 @@ def test_nothing_of_a_display_is_left_at_its_end(terminal):
 def test_an_interrupted_loop_is_not_called_done(terminal, caplog, monkeypatch):
     monkeypatch.setattr(progress, "LONG", 0.0)
     caplog.set_level(logging.INFO, "ldnq")
-    with display(terminal), pytest.raises(KeyboardInterrupt):
-        for _ in track(range(3), "counting"):
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), display(terminal):
+        _interrupt(track(range(3), "counting"))
     assert _lines(caplog) == []
     assert "\x1b[?25h" in terminal.file.getvalue()
+
+
+def _interrupt(loop):
+    for _ in loop:
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("where", ["pipe", "dumb"])

@@ -6,11 +6,13 @@ from pathlib import Path
 import click
 
 from ldnq.commands import console, options
+from ldnq.commands.config_file import config_option
 from ldnq.config import RunConfig
 
 
 @click.command("evaluate", short_help="Measure the accuracy of a network.")
 @click.argument("checkpoint_or_model", metavar="[MODEL.h5]", required=False, type=click.Path(path_type=Path))
+@config_option
 @options.network_options
 @options.data_options
 @options.runtime_options
@@ -24,7 +26,7 @@ def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values) 
     """
     if checkpoint_or_model is None:
         options.require_model(values["model"])
-    elif values["checkpoint"] or values["num_classes"]:
+    elif options.typed(["checkpoint", "num_classes"]):
         raise click.UsageError(
             f"{checkpoint_or_model} brings its own weights: leave out --checkpoint and --num-classes"
         )

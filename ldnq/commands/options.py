@@ -1,7 +1,7 @@
 """Groups of options that several commands share, one decorator each; names are those of the configuration's fields."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -116,23 +116,28 @@ def require_model(model: str | None) -> None:
         raise click.UsageError("expected --model NAME; 'ldnq list models' shows the names")
 
 
+def typed(names: Iterable[str]) -> set[str]:
+    """Of the options called so those that stand on the command line, rather than in a configuration."""
+    context = click.get_current_context()
+    return {name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
 def settle_calibration(values: dict) -> None:
     """Of options that say which images to calibrate on, let those of the command line win over a configuration's.
 
     Raises `click.UsageError` where the command line contradicts itself.
     """
-    context = click.get_current_context()
-    typed = {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    drawing = typed & {"ratio", "samples", "stratified", "resample"}
-    if named := drawing | (typed & {"calibration"}):
-        if "calibration_data" in typed and not values["calibration_data"]:
+    given = typed(values)
+    drawing = given & {"ratio", "samples", "stratified", "resample"}
+    if named := drawing | (given & {"calibration"}):
+        if "calibration_data" in given and not values["calibration_data"]:
             raise click.UsageError(f"expected --no-calibration-data or --{min(named)}, got both")
         values["calibration_data"] = True
-    if {"ratio", "samples"} <= typed:
+    if {"ratio", "samples"} <= given:
         raise click.UsageError("expected --ratio or --samples, got both")
-    if drawing and "calibration" in typed:
+    if drawing and "calibration" in given:
         raise click.UsageError(f"expected --calibration or --{min(drawing)}, got both")
-    if "ratio" in typed:
+    if "ratio" in given:
         values["samples"] = None
     if drawing:
         values["calibration"] = None

@@ -1,27 +1,16 @@
 """`ldnq quantize`."""
 
-import json
 from pathlib import Path
 
 import click
 
 from ldnq.commands import console, options
-from ldnq.config import KBITS, METHODS, RANGES, SCALES, RunConfig, read_options
-
-
-def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-    # A configuration's values become defaults, so that options given beside it win.
-    if path is not None:
-        stored = read_options(path)
-        stored["model_args"] = [f"{name}={json.dumps(value)}" for name, value in stored["model_args"].items()]
-        ctx.default_map = stored
+from ldnq.commands.config_file import config_option
+from ldnq.config import KBITS, METHODS, RANGES, SCALES, RunConfig
 
 
 @click.command("quantize", short_help="Quantize a trained network with a few of its images.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", callback=_read_config, is_eager=True,
-    expose_value=False, help="Repeat the run of this config.json; options beside it win.",
-)  # fmt: skip
+@config_option
 @options.network_options
 @options.data_options
 @options.calibration_options

@@ -6,10 +6,12 @@ from pathlib import Path
 import click
 
 from ldnq.commands import console, options
+from ldnq.commands.config_file import config_option
 from ldnq.config import RunConfig
 
 
 @click.command("train", short_help="Train a float network to start from.")
+@config_option
 @options.model_option
 @options.model_args_option
 @click.option("--num-classes", type=click.IntRange(2), help="Outputs of the network; the dataset's classes otherwise.")

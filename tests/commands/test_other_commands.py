@@ -18,7 +18,7 @@ def test_training_writes_weights_with_a_model_card(trained):
         "ldnq train --model tiny_network:build --dataset digits --image-size 32 --epochs 8 --lr 0.1 --batch-size 64 "
         "--precision 32"
     )
-    losses = [float(line.rsplit(" ", 1)[1]) for line in trained.log.splitlines() if line.startswith("epoch")]
+    losses = [float(line.rsplit(" ", 1)[1]) for line in trained.log.splitlines() if line.startswith("epochs ")]
     assert len(losses) == 8
     assert losses[-1] < losses[0] / 2
 
