@@ -51,7 +51,7 @@ def train(
     torch.manual_seed(recipe.seed)
     module, model_args = _start(config, data, init)
 
-    name = f"{config.network.model.replace(':', '.')}-{dataset.name}"
+    name = f"{config.network.file_name}-{dataset.name}"
     folder = output or Path("results") / f"train-{name}"
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"expected a folder to write to, found the file {folder}: use another --output")

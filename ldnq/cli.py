@@ -14,7 +14,7 @@ from ldnq.errors import LdnqError
 # OpenMP's idle threads otherwise spin, and two processes on one machine starve each other. Set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("quantize", "evaluate", "inspect", "export", "sample", "train", "list")
+COMMANDS = ("quantize", "sweep", "evaluate", "inspect", "export", "sample", "train", "list")
 
 
 class CommandFiles(click.Group):

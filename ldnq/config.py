@@ -25,6 +25,11 @@ class NetworkConfig:
     checkpoint: str | None = None
     pretrained_dir: str = "pretrained"
 
+    @property
+    def file_name(self) -> str:
+        """The network's name as a part of the names of files."""
+        return self.model.replace(":", ".").replace("/", "-")
+
 
 @dataclass(frozen=True)
 class DataConfig:

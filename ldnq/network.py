@@ -109,7 +109,7 @@ def _find_weights(config: NetworkConfig, family: ModelFamily, dataset: DatasetFa
         return tensors, card, config.checkpoint
     if ":" in config.model:
         return None, {}, f"{config.model} (its own weights)"
-    names = {f"{config.model}-{name}{extension}": name for name in trained_on for extension in EXTENSIONS}
+    names = {f"{config.file_name}-{name}{extension}": name for name in trained_on for extension in EXTENSIONS}
     if published:
         names[published.url.rsplit("/", 1)[1]] = "imagenet"
     for folder in (Path(config.pretrained_dir), *shipped_folders()):

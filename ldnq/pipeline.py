@@ -18,7 +18,7 @@ from ldnq.calibration import CalibrationImages, CalibrationSet, load_or_draw
 from ldnq.codebook import Codebook
 from ldnq.config import RecipeConfig, RunConfig
 from ldnq.data import Data, load_data, resolve_dataset, usual_root
-from ldnq.datasets import DatasetFamily
+from ldnq.datasets import DatasetFamily, datasets
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.errors import DataError, NetworkError, keeping
 from ldnq.evaluation import Accuracy
@@ -40,34 +40,42 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run made, and the folder it is kept in."""
+    """What a run made, the folder it is kept in, and how good the `teacher` is."""
 
     model: QuantizedModel
     metrics: dict[str, Any]
     folder: Path
+    teacher: Accuracy | None
 
 
-def run(config: RunConfig, output: Path | None = None) -> RunResult:
-    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`."""
+def settle(config: RunConfig) -> RunConfig:
+    """`config` with the name of the dataset and every option of the preset, as a run's folder keeps it."""
+    usual = find_family(config.network.model).default_dataset
+    dataset = resolve_dataset(config.data.dataset, usual, config.network.model)
+    return replace(config, data=replace(config.data, dataset=dataset.name), recipe=fill_in(config.recipe))
+
+
+def run(config: RunConfig, output: Path | None = None, teacher: Accuracy | None = None) -> RunResult:
+    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`.
+
+    `teacher` is the accuracy of the float network where an earlier run has measured it.
+    """
     started = time.perf_counter()
-    dataset = resolve_dataset(
-        config.data.dataset, find_family(config.network.model).default_dataset, config.network.model
-    )
-    config = replace(config, data=replace(config.data, dataset=dataset.name), recipe=fill_in(config.recipe))
+    config = settle(config)
+    dataset = datasets.get(str(config.data.dataset))
     fabric = runtime.start(config.runtime)
     data = _load_data(config, dataset)
     network = load_network(config.network, config.data, dataset, data.num_classes)
     calibration = load_or_draw(data.train, dataset.name, config.calibration)[0] if data.train else None
-    folder = RunFolder.create(output or default_folder(config.network.model, dataset.name, config.recipe.kbits))
+    folder = RunFolder.create(output or default_folder(config.network.file_name, dataset.name, config.recipe.kbits))
     folder.write_config(config)
     headline(f"{config.network.model} on {dataset.name}")
     log.info("levels: %s (%d values)", Codebook.power_of_two(config.recipe.kbits), config.recipe.kbits)
 
     network.module.to(fabric.device).requires_grad_(False)
-    teacher_accuracy = measure(
-        network.module, data, network.preprocessing, config.runtime, fabric, "evaluating the network"
-    )
-    _check_teacher(teacher_accuracy, network)
+    if teacher is None:
+        teacher = measure(network.module, data, network.preprocessing, config.runtime, fabric, "evaluating the network")
+    _check_teacher(teacher, network)
     begun = time.perf_counter()
     mixed_precision = runtime.mixes_in_training(fabric.device.type, config.runtime)
     images = _calibration_images(calibration, data, network, config, fabric.device, mixed_precision)
@@ -78,7 +86,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
     with keeping(folder.kept):
         accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
-    metrics = _metrics(config, dataset, calibration, teacher_accuracy, accuracy)
+    metrics = _metrics(config, dataset, calibration, teacher, accuracy)
     model = QuantizedModel(
         module=state.student.cpu(),
         weights=state.weights,
@@ -103,7 +111,7 @@ def run(config: RunConfig, output: Path | None = None) -> RunResult:
         "environment": runtime.environment(),
     }
     folder.write_metrics(metrics)
-    return RunResult(model, metrics, folder.path)
+    return RunResult(model, metrics, folder.path, teacher)
 
 
 def quantize(

@@ -68,7 +68,7 @@ class RunFolder:
 
 def default_folder(model: str, dataset: str, kbits: int) -> Path:
     """`results/<model>-<dataset>-k<kbits>-<date-time>`, made here, with a number where another run has the name."""
-    name = f"{model.replace(':', '.')}-{dataset}-k{kbits}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{model}-{dataset}-k{kbits}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in count(1):
         path = Path("results") / (name if number == 1 else f"{name}-{number}")
         try:
