@@ -14,7 +14,7 @@ from ldnq.errors import LdnqError
 # OpenMP's idle threads otherwise spin, and two processes on one machine starve each other. Set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("quantize", "sweep", "evaluate", "inspect", "export", "sample", "train", "list")
+COMMANDS = ("quantize", "sweep", "evaluate", "inspect", "export", "sample", "train", "list", "env")
 
 
 class CommandFiles(click.Group):
@@ -60,7 +60,17 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
-@click.group(cls=CommandFiles, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a mistake of ldnq's own: report the traceback and what 'ldnq env' prints
+  2    input that cannot be used, said in one line
+  130  interrupted; the last line says what is saved
+"""
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=CommandFiles, epilog=EXIT_CODES, context_settings=SETTINGS)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on the way.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
 @click.version_option(ldnq.__version__, prog_name="ldnq")

@@ -28,6 +28,9 @@ class Preset:
     defaults: Mapping[str, Any]
 
 
+# In the order in which they are run, the cascade within the layer-wise stage.
+STAGES: tuple[type[Stage], ...] = (Layerwise, Cascade, BlockReconstruction, Distillation, ActivationRanges)
+
 # With asymmetric targets.
 COUPLING = 0.7
 

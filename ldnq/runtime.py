@@ -44,6 +44,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def devices() -> list[str]:
+    """What `--device` accepts here."""
+    return [
+        "cpu",
+        *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())),
+    ]
+
+
 def _accelerator(device: str) -> tuple[str, Any]:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return "cpu", 1

@@ -100,6 +100,9 @@ def plot(path: Path, summaries: Sequence[Summary]) -> None:
         axes.axhline(line[0].teacher, color=drawn[0].get_color(), linestyle=":", linewidth=1)
         for size, mean, entry in zip(sizes, means, line):
             axes.annotate(str(entry.kbits), (size, mean), xytext=(5, -10), textcoords="offset points")
+    # Sizes span too little for powers of ten.
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("{x:,.0f}")
     axes.set_title("Accuracy and size by number of levels (dotted: float)")
     if axes.containers:
         axes.legend()

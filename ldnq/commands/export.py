@@ -6,12 +6,16 @@ import click
 from click.core import ParameterSource
 
 from ldnq.commands import console, options
+from ldnq.commands.completion import complete
 from ldnq.config import DataConfig, read_options
 
 
 @click.command("export", short_help="Write a file for another runtime, and check it there.")
 @click.argument("checkpoint", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
-@click.option("--format", "name", default="onnx", show_default=True, help="See 'ldnq list formats'.")
+@click.option(
+    "--format", "name", default="onnx", show_default=True, shell_complete=complete("formats"),
+    help="See 'ldnq list formats'.",
+)  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="[default: beside the checkpoint]"
 )
@@ -21,7 +25,10 @@ from ldnq.config import DataConfig, read_options
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its outputs.")
 @options.model_option
 @options.model_args_option
-@click.option("--dataset", metavar="NAME", help="To check with; the checkpoint's own if left out.")
+@click.option(
+    "--dataset", metavar="NAME", shell_complete=complete("datasets"),
+    help="To check with; the checkpoint's own if left out.",
+)  # fmt: skip
 @click.option(
     "--data-root", type=click.Path(), help="The dataset's folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
 )

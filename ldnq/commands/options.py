@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from ldnq.commands.completion import complete
 from ldnq.config import PRECISIONS
 
 
@@ -48,7 +49,9 @@ def _parse_model_args(ctx, param, values) -> dict:
     return arguments
 
 
-model_option = click.option("--model", metavar="NAME", help="A known network, or package.module:factory.")
+model_option = click.option(
+    "--model", metavar="NAME", shell_complete=complete("models"), help="A known network, or package.module:factory."
+)
 
 model_args_option = click.option(
     "--model-arg",
@@ -70,7 +73,12 @@ network_options = _group(
 )
 
 data_options = _group(
-    click.option("--dataset", metavar="NAME", help="A known dataset; the network's usual one if left out."),
+    click.option(
+        "--dataset",
+        metavar="NAME",
+        shell_complete=complete("datasets"),
+        help="A known dataset; the network's usual one if left out.",
+    ),
     click.option(
         "--data-root", type=click.Path(), help="The dataset's own folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
     ),

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ldnq.commands import console, options
+from ldnq.commands.completion import complete
 from ldnq.commands.config_file import config_option
 from ldnq.config import KBITS, METHODS, RANGES, SCALES, RunConfig
 
@@ -16,14 +17,20 @@ from ldnq.config import KBITS, METHODS, RANGES, SCALES, RunConfig
 @options.calibration_options
 @options.calibration_file_option
 @options.synthesis_options
-@click.option("--preset", default="balanced", show_default=True, help="What is done; see 'ldnq list presets'.")
+@click.option(
+    "--preset", default="balanced", show_default=True, shell_complete=complete("presets"),
+    help="What is done; see 'ldnq list presets'.",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="ldnq", show_default=True, help="The family of stages.")
 @click.option(
     "--kbits", type=click.Choice([str(k) for k in KBITS]), default="3", show_default=True,
     callback=lambda ctx, param, value: int(value),
     help="Number of levels: 3 is {0, ±α}, 5 adds ±2α, 7 ±4α, 9 ±8α, 11 ±16α.",
 )  # fmt: skip
-@click.option("--solver", metavar="NAME", help="Of each layer's problem; see 'ldnq list solvers'. [default: preset's]")
+@click.option(
+    "--solver", metavar="NAME", shell_complete=complete("solvers"),
+    help="Of each layer's problem; see 'ldnq list solvers'. [default: preset's]",
+)  # fmt: skip
 @click.option("--scale", type=click.Choice(SCALES), help="One α a layer, or a channel. [default: the preset's]")
 @click.option("--quantize-bias/--no-quantize-bias", help="Quantize the bias of linear layers with their weights.")
 @click.option("--abits", type=click.IntRange(4, 8), help="Bits of activations, for integer runtimes. [default: float]")

@@ -3,11 +3,15 @@
 import click
 
 from ldnq.commands import console, options
+from ldnq.commands.completion import complete
 from ldnq.config import CalibrationConfig, DataConfig
 
 
 @click.command("sample", short_help="Draw a calibration set.")
-@click.option("--dataset", metavar="NAME", required=True, help="A known dataset; see 'ldnq list datasets'.")
+@click.option(
+    "--dataset", metavar="NAME", required=True, shell_complete=complete("datasets"),
+    help="A known dataset; see 'ldnq list datasets'.",
+)  # fmt: skip
 @click.option("--data-root", type=click.Path(), help="The dataset's own folder.")
 @click.option("--download", is_flag=True, help="Fetch the dataset where torchvision can.")
 @options.calibration_options

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ldnq.commands import console, options
+from ldnq.commands.completion import complete
 from ldnq.commands.config_file import config_option
 from ldnq.commands.quantize import quantize_command
 from ldnq.config import RunConfig
@@ -37,7 +38,10 @@ class Several(click.ParamType):
 
 @click.command("sweep", params=PASSED, short_help="Quantize with many settings, and compare.")
 @config_option
-@click.option("--models", type=Several(click.STRING, "NAME,…"), help="Networks; see 'ldnq list models'.")
+@click.option(
+    "--models", type=Several(click.STRING, "NAME,…"), shell_complete=complete("models"),
+    help="Networks; see 'ldnq list models'.",
+)  # fmt: skip
 @click.option(
     "--kbits", type=Several(click.INT, "K,…"), default="3,5,7,9,11", show_default=True, help="Numbers of levels."
 )

@@ -43,5 +43,6 @@ datasets.add(
         std=(0.325, 0.325, 0.325),
         flip=False,
         embedded=True,
+        paper="Alpaydin and Kaynak 1998",
     ),
 )

@@ -13,7 +13,8 @@ class ModelFamily:
     """A network by name.
 
     `build(num_classes=…, **arguments)` makes it with random weights; `image_size` is its native input size in pixels,
-    cut from images whose shorter side is `resize`; `torchvision_weights` names the published weights it starts from.
+    cut from images whose shorter side is `resize`; `torchvision_weights` names the published weights it starts from;
+    `summary` and `paper` say what it is.
     """
 
     name: str
@@ -22,6 +23,8 @@ class ModelFamily:
     default_dataset: str
     resize: int | None = None
     torchvision_weights: str | None = None
+    summary: str = ""
+    paper: str = ""
 
 
 models: Registry[ModelFamily] = Registry("model")

@@ -1,5 +1,6 @@
 """Every image classifier of torchvision, by torchvision's own name."""
 
+import re
 from functools import partial
 
 import torchvision
@@ -27,5 +28,17 @@ def _first_weights(name: str) -> str:
     return next((weights for weights in names if "E2E" not in weights), names[0])
 
 
+def _paper(name: str) -> tuple[str, str]:
+    """Title and number of the paper that torchvision's documentation names first."""
+    text = " ".join((torchvision.models.get_model_builder(name).__doc__ or "").split())
+    found = re.search(r"`([^`<]+) <https?://arxiv\.org/(?:abs|pdf)/([\d.]+)", text)
+    return (found[1], f"arXiv {found[2]}") if found else ("", "")
+
+
 for _name in torchvision.models.list_models(module=torchvision.models):
-    models.add(_name, ModelFamily(_name, partial(_build, _name), IMAGE_SIZE, "imagenet", RESIZE, _first_weights(_name)))
+    models.add(
+        _name,
+        ModelFamily(
+            _name, partial(_build, _name), IMAGE_SIZE, "imagenet", RESIZE, _first_weights(_name), *_paper(_name)
+        ),
+    )
