@@ -45,7 +45,7 @@ def train(
     family = find_family(config.network.model)
     dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
     data = load_data(config.data, dataset)
-    if not data.train.labelled:
+    if not data.training.labelled:
         raise DataError(f"expected labelled images to train on, found none in dataset {dataset.name}")
     preprocessing = decide_preprocessing(family, config.data, dataset)
     torch.manual_seed(recipe.seed)
@@ -55,13 +55,13 @@ def train(
     folder = output or Path("results") / f"train-{name}"
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"expected a folder to write to, found the file {folder}: use another --output")
-    _check_outputs(module, preprocessing, data.num_classes)
+    _check_outputs(module, preprocessing, data.num_classes or 0)
     fabric = runtime.start(config.runtime, training=True)
     headline(f"{config.network.model} on {dataset.name}")
     images, labels = _load(data, preprocessing, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, dataset.flip)
     state = folder / "state.pt"
-    subject = f"{config.network.model} {model_args} on {dataset.name} {data.train.fingerprint()} as {preprocessing}"
+    subject = f"{config.network.model} {model_args} on {dataset.name} {data.training.fingerprint()} as {preprocessing}"
     subject += f" from {init.name}" if init else ""
     trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, subject, compiled)
     if trainer.resume():
@@ -127,16 +127,16 @@ def _check_outputs(module: nn.Module, preprocessing: Preprocessing, num_classes:
 def _load(data: Data, preprocessing: Preprocessing, workers: int) -> tuple[Tensor, Tensor]:
     size = preprocessing.image_size
     held = size if size <= SMALL else round(size * MARGIN)
-    if len(data.train) * 3 * held**2 > MAX_BYTES:
-        raise UsageError(f"{len(data.train)} images of {held} pixels do not fit in {MAX_BYTES >> 30} GiB of memory")
+    if len(data.training) * 3 * held**2 > MAX_BYTES:
+        raise UsageError(f"{len(data.training)} images of {held} pixels do not fit in {MAX_BYTES >> 30} GiB of memory")
     larger = Preprocessing(held, preprocessing.mean, preprocessing.std)
-    return in_memory(Prepared(data.train, larger), workers)
+    return in_memory(Prepared(data.training, larger), workers)
 
 
 def _description(data: Data, preprocessing: Preprocessing) -> dict[str, Any]:
     return {
         "dataset": data.family.name,
-        "train_images": len(data.train),
+        "train_images": len(data.training),
         "num_classes": data.num_classes,
         "class_names": list(data.class_names),
         "preprocessing": preprocessing.to_dict(),

@@ -35,14 +35,16 @@ class CommandFiles(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and turn what the user can mend into one line on standard error and exit code 2."""
+        kwargs["standalone_mode"] = False
         try:
-            status = super().main(*args, standalone_mode=False, **kwargs)
+            status = super().main(*args, **kwargs)
             sys.exit(status if isinstance(status, int) else 0)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(2)
         except click.ClickException as error:
-            hint = f" (see '{error.ctx.command_path} --help')" if getattr(error, "ctx", None) else ""
+            context = getattr(error, "ctx", None)
+            hint = f" (see '{context.command_path} --help')" if context else ""
             _fail(" ".join(error.format_message().split()) + hint, 2)
         except LdnqError as error:
             _fail(" ".join(str(error).split()), 2)

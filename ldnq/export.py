@@ -103,7 +103,7 @@ def sample_images(model: QuantizedModel, config: DataConfig, count: int = SAMPLE
         return torch.randn(count, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     try:
         family = resolve_dataset(config.dataset, str(model.provenance.get("dataset", "")), model.model)
-        train = load_data(config, family).train
+        train = load_data(config, family).training
         samples = min(_number(model, "calibration_samples") or count, len(train))
         drawn = draw(train, family.name, CalibrationConfig(samples=samples, seed=_number(model, "seed")))
         images, _ = in_memory(Prepared(train, preprocessing, drawn.indices[:count]))

@@ -3,7 +3,7 @@
 import importlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def shipped_folders() -> list[Path]:
     return [folder for folder in (package / "pretrained", package.parent / "pretrained") if folder.is_dir()]
 
 
-def _import_factory(model: str):
+def _import_factory(model: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = model.partition(":")
     # As 'python -m' does: a file in the current folder can be named.
     if "" not in sys.path:

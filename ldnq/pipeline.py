@@ -208,7 +208,7 @@ def _calibration_images(
     preprocessing, options = network.preprocessing, config.calibration
     images = torch.empty(0, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
     if calibration:
-        prepared = Prepared(data.train, preprocessing, calibration.indices)
+        prepared = Prepared(data.training, preprocessing, calibration.indices)
         images, _ = in_memory(prepared, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, data.family.flip)
     found = CalibrationImages(images, preprocessing.normalize, augmentation, config.runtime.batch_size, device)

@@ -95,7 +95,7 @@ def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, 
     """The stages of a filled-in recipe; `mixed_precision` is for the gradient steps of whole networks."""
     asymmetric = presets.get(recipe.preset).asymmetric
     layerwise = Layerwise(
-        solver=solvers.get(recipe.solver)(),
+        solver=solvers.get(str(recipe.solver))(),
         codebook=Codebook.power_of_two(recipe.kbits),
         per_channel=recipe.scale == "channel",
         quantize_bias=recipe.quantize_bias,
@@ -119,4 +119,4 @@ def stages(recipe: RecipeConfig, mixed_precision: bool = False) -> tuple[Stage, 
 def _cascade(recipe: RecipeConfig) -> Cascade | None:
     if not (recipe.training and recipe.cascade_epochs):
         return None
-    return Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr)
+    return Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr or Cascade.lr)

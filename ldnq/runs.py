@@ -80,7 +80,7 @@ def default_folder(model: str, dataset: str, kbits: int) -> Path:
 
 
 def _row(result: LayerResult, weight: QuantizedWeight) -> dict[str, str]:
-    values = {
+    values: dict[str, float | str] = {
         "name": result.layer.name,
         "kind": result.layer.kind,
         "shape": _shape(result.layer.shape),

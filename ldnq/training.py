@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ldnq.augmentation import Augmentation
 from ldnq.errors import CheckpointError, UsageError
@@ -64,7 +65,7 @@ class Trainer:
         self.steps = len(self.images) // self.recipe.batch_size
         if self.steps == 0:
             raise UsageError(f"expected at least {self.recipe.batch_size} images to train on, got {len(self.images)}")
-        self.module.to(self.fabric.device, memory_format=torch.channels_last)
+        self.module.to(self.fabric.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.module.parameters(), self.recipe.lr, 0.9, weight_decay=self.recipe.weight_decay, nesterov=True
         )
@@ -131,7 +132,7 @@ class Trainer:
             )
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe, steps: int):
+def _schedule(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe, steps: int) -> LRScheduler:
     total = recipe.epochs * steps
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)

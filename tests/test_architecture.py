@@ -22,7 +22,7 @@ ROWS = [
     ["formats", "presets"],
     ["measurement", "export"],
     ["pipeline", "baseline"],
-    ["sweep"],
+    ["sweep", "api"],
     ["commands"],
     ["cli"],
     ["__main__"],

@@ -3,13 +3,12 @@
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ldnq.config import RunConfig
+from ldnq.config import option_names, parts
 from ldnq.errors import UsageError
 from ldnq.registry import unknown_name
 
@@ -18,9 +17,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TABLES = [part.name for part in fields(RunConfig)]
+TABLES = parts().keys()
 # What a run depends on, whether or not a command has an option for it: one file does for all commands.
-SHARED = {entry.name for part in fields(RunConfig) for entry in fields(part.type)}
+SHARED = set(option_names())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _requirements() -> tuple[list[str], dict[str, list[str]]]:
     required: list[str] = []
     extras: dict[str, list[str]] = {}
     for line in lines:
-        package = re.match(r"[\w.-]+", line)[0]
+        package = re.split(r"[^\w.-]", line, maxsplit=1)[0]
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", line)
         (extras.setdefault(extra[1], []) if extra else required).append(package)
     return required, extras
@@ -76,7 +76,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}={entry}" for name, entry in value.items()) or "-"
     return ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,7 +18,7 @@ from ldnq.config import RunConfig
 @options.data_options
 @options.runtime_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values) -> None:
+def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values: Any) -> None:
     """Measure accuracy: of a quantized MODEL.h5, or of a float network by --model.
 
     \b

@@ -1,6 +1,7 @@
 """`ldnq export`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -8,6 +9,10 @@ from click.core import ParameterSource
 from ldnq.commands import console, options
 from ldnq.commands.completion import complete
 from ldnq.config import DataConfig, read_options
+
+if TYPE_CHECKING:
+    from ldnq.export import Exported
+    from ldnq.quantized import QuantizedModel
 
 
 @click.command("export", short_help="Write a file for another runtime, and check it there.")
@@ -79,7 +84,7 @@ def export_command(
     console.table(_floats(network), ("stays float", "why"))
 
 
-def _options(name: str, **values) -> dict:
+def _options(name: str, **values: Any) -> dict[str, Any]:
     """Those of the format; raises `click.UsageError` where another one's was given."""
     own = {"onnx": {"weight_type"}, "safetensors": {"dequantized"}}
     context = click.get_current_context()
@@ -96,7 +101,7 @@ def _data_root_of(run: Path) -> str | None:
     return root if root and Path(root).is_dir() else None
 
 
-def _summary(network, exported, output: Path) -> list[tuple[str, str]]:
+def _summary(network: "QuantizedModel", exported: "Exported", output: Path) -> list[tuple[str, str]]:
     ratio = network.float_bytes / exported.bytes
     change = f"{ratio:.1f}x smaller" if ratio >= 1 else f"{1 / ratio:.1f}x larger"
     checked = f"weights bit for bit, classes of {exported.agreed} of {exported.checked} images"
@@ -108,7 +113,7 @@ def _summary(network, exported, output: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _floats(network) -> list[tuple[str, str]]:
+def _floats(network: "QuantizedModel") -> list[tuple[str, str]]:
     """What stays float in the file, and why."""
     left = dict(network.provenance.get("left_float", {}))
     state = network.module.state_dict()

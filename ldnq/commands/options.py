@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -25,10 +26,13 @@ class Triple(click.ParamType):
 
     name = "R,G,B"
 
-    def convert(self, value, param, ctx):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float, float]:
         """A tuple of three floats."""
         if isinstance(value, (tuple, list)):
-            return tuple(value)
+            red, green, blue = value
+            return red, green, blue
         try:
             red, green, blue = (float(part) for part in value.split(","))
         except ValueError:
@@ -36,8 +40,8 @@ class Triple(click.ParamType):
         return red, green, blue
 
 
-def _parse_model_args(ctx, param, values) -> dict:
-    arguments = {}
+def _parse_model_args(ctx: click.Context, param: click.Parameter, values: Iterable[str]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
     for value in values:
         name, equals, text = value.partition("=")
         if not (name and equals):

@@ -1,6 +1,7 @@
 """`ldnq quantize`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,7 +48,7 @@ from ldnq.config import KBITS, METHODS, RANGES, SCALES, RunConfig
 @click.option("--distillation-steps", type=click.IntRange(0), help="Of the whole network. [default: the preset's]")
 @options.runtime_options
 @options.output_option
-def quantize_command(output: Path | None, **values) -> None:
+def quantize_command(output: Path | None, **values: Any) -> None:
     """Quantize a trained network layer by layer with a small sample of its training images.
 
     \b

@@ -1,5 +1,7 @@
 """`ldnq sample`."""
 
+from typing import Any
+
 import click
 
 from ldnq.commands import console, options
@@ -15,7 +17,7 @@ from ldnq.config import CalibrationConfig, DataConfig
 @click.option("--data-root", type=click.Path(), help="The dataset's own folder.")
 @click.option("--download", is_flag=True, help="Fetch the dataset where torchvision can.")
 @options.calibration_options
-def sample_command(dataset: str, data_root: str | None, download: bool, **values) -> None:
+def sample_command(dataset: str, data_root: str | None, download: bool, **values: Any) -> None:
     """Draw a calibration set and keep it in calib_data/: indices of training images, never the images.
 
     \b
@@ -31,10 +33,10 @@ def sample_command(dataset: str, data_root: str | None, download: bool, **values
         from ldnq.datasets import datasets
 
         data = load_data(DataConfig(dataset, data_root, download), datasets.get(dataset))
-        calibration, path = load_or_draw(data.train, dataset, config)
+        calibration, path = load_or_draw(data.training, dataset, config)
     drawn = len(calibration.indices)
-    rows = [("images", f"{drawn:,} of {len(data.train):,}"), ("file", str(path))]
-    if data.train.labelled:
-        counts = np.bincount(data.train.labels[calibration.indices], minlength=len(data.class_names))
+    rows = [("images", f"{drawn:,} of {len(data.training):,}"), ("file", str(path))]
+    if data.training.labelled:
+        counts = np.bincount(data.training.labels[calibration.indices], minlength=len(data.class_names))
         rows += [(f"class {name}", str(count)) for name, count in zip(data.class_names, counts)]
     console.table(rows)

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,7 @@ class Several(click.ParamType):
         self.single = single
         self.name = name
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         """A tuple of distinct values, in the order given."""
         if isinstance(value, tuple):
             return value
@@ -50,7 +51,7 @@ class Several(click.ParamType):
     "-o", "--output", type=click.Path(path_type=Path), default=Path("results/sweep"), show_default=True, metavar="DIR",
     help="Folder of all runs; those that it holds are not run again.",
 )  # fmt: skip
-def sweep_command(models: tuple[str, ...], kbits: tuple[int, ...], seeds: int, output: Path, **values) -> None:
+def sweep_command(models: tuple[str, ...], kbits: tuple[int, ...], seeds: int, output: Path, **values: Any) -> None:
     """Quantize every network with every number of levels and several draws of the calibration set.
 
     Takes every other option of 'ldnq quantize'. Stopped at any time, it goes on where it was when called again. The

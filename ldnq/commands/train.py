@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,7 +33,7 @@ from ldnq.config import RunConfig
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network first; needs a C++ compiler.")
 @options.runtime_options
 @options.output_option
-def train_command(output: Path | None, init: Path | None, half: bool, compiled: bool, **values) -> None:
+def train_command(output: Path | None, init: Path | None, half: bool, compiled: bool, **values: Any) -> None:
     """Train a float network, as a start for quantization. An interrupted run goes on when started again.
 
     \b

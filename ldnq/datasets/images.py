@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class Prepared(Dataset):
 
 
 class _Loader(DataLoader):
-    def __iter__(self):
+    def __iter__(self) -> Any:
         try:
             yield from super().__iter__()
         except DataError as error:

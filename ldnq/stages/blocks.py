@@ -111,8 +111,8 @@ class Task:
             for x, y in run_to(state.teacher, name, batch):
                 teacher_inputs.append(x)
                 targets.append(y)
-        samples = (torch.cat(parts) for parts in (inputs, teacher_inputs, targets))
-        return cls(state.student.get_submodule(name), *samples, curvature)
+        block = state.student.get_submodule(name)
+        return cls(block, torch.cat(inputs), torch.cat(teacher_inputs), torch.cat(targets), curvature)
 
     def error(
         self, chosen: Tensor | slice = slice(None), mixed: float = 0.0, generator: torch.Generator | None = None

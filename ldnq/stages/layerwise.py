@@ -87,11 +87,12 @@ class Layerwise:
                     f"--skip {pattern} matches none of the layers: {shorten([layer.name for layer in layers])}"
                 )
         ends = {layers[0].name, layers[-1].name} if layers and self.keep_first_last else set()
-        chosen, left_out = [], []
+        chosen: list[Layer] = []
+        left_out: list[SkippedLayer] = []
         for layer in layers:
-            pattern = next((pattern for pattern in self.skip if fnmatchcase(layer.name, pattern)), None)
-            if pattern is not None:
-                left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, f"--skip {pattern}"))
+            skipped = next((pattern for pattern in self.skip if fnmatchcase(layer.name, pattern)), None)
+            if skipped is not None:
+                left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, f"--skip {skipped}"))
             elif layer.name in ends:
                 left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, "--keep-first-last"))
             else:
@@ -155,8 +156,8 @@ class Layerwise:
         started = time.perf_counter()
         with_bias = self._with_bias(state, layer)
         receiver = joints.receiver(layer.name) if self.asymmetric and not with_bias else None
-        modules = (module.get_submodule(layer.name) for module in (state.student, state.teacher))
-        moments = gather_moments(layer, *modules, self._calls(layer, joints, walks))
+        student, teacher = (module.get_submodule(layer.name) for module in (state.student, state.teacher))
+        moments = gather_moments(layer, student, teacher, self._calls(layer, joints, walks))
         _remark(layer, moments)
         # Where something takes up an offset, the means of inputs and outputs do not matter.
         fitted = moments.centred() if receiver else moments
