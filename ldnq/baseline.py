@@ -3,6 +3,7 @@
 import copy
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def train(
     trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, subject, compiled)
     if trainer.resume():
         log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
-    with keeping(lambda: f"{trainer.epoch} of {recipe.epochs} epochs are saved in {state}, the same command goes on"):
+    with keeping(partial(_kept, trainer)):
         trainer.run()
 
     weights = {key: _stored(tensor, half) for key, tensor in module.state_dict().items()}
@@ -85,6 +86,12 @@ def train(
     path = folder / f"{name}.safetensors"
     checkpoints.write(path, weights, card)
     return path, card
+
+
+def _kept(trainer: Trainer) -> str:
+    if not trainer.state.exists():
+        return "nothing was saved"
+    return f"{trainer.epoch} of {trainer.recipe.epochs} epochs are saved in {trainer.state}, the same command goes on"
 
 
 def _start(config: RunConfig, data: Data, init: Path | None) -> tuple[nn.Module, dict[str, Any]]:

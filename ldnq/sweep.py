@@ -12,7 +12,7 @@ from ldnq.config import RunConfig
 from ldnq.errors import LdnqError, UsageError, keeping
 from ldnq.evaluation import Accuracy
 from ldnq.pipeline import run, settle
-from ldnq.progress import track
+from ldnq.progress import say, track
 from ldnq.runs import RunFolder
 from ldnq.tables import Summary, write_tables
 
@@ -56,6 +56,8 @@ class Sweep:
                     continue
                 teachers[model] = result.teacher
                 done[folder] = result.metrics
+                if result.teacher:
+                    say("top-1 {teacher_top1:.2f}%, quantized {quantized_top1:.2f}%".format_map(result.metrics))
                 write_tables(self.output, [done[folder] for folder in runs if folder in done])
         if failed:
             raise UsageError(f"no runs of {', '.join(failed)}, see above: the same command tries them again")

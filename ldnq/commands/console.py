@@ -23,8 +23,6 @@ def configure(verbose: bool, quiet: bool) -> None:
     log = logging.getLogger("ldnq")
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     log.handlers = [_Remarks()]
-    # lightning and torch report on hardware that ldnq has already decided about.
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
 
 
 @cache

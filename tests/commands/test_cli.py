@@ -126,3 +126,27 @@ def test_help_says_what_exit_codes_mean(ldnq):
 def test_an_unknown_option_is_one_line(ldnq):
     result = ldnq("quantize", "--no-such-option")
     assert (result.code, result.err.count("\n")) == (2, 1)
+
+
+def _interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "kept"),
+    [
+        (
+            "ldnq.stages.layerwise.Layerwise._quantize",
+            ["quantize", "--output", "run"],
+            "run/config.json is saved, 'ldnq quantize --config run/config.json --output run' starts again",
+        ),
+        ("ldnq.measurement.evaluate", ["evaluate"], "nothing was saved"),
+    ],
+    ids=["quantize", "evaluate"],
+)
+def test_who_interrupts_is_told_what_is_kept(ldnq, tiny, workdir, monkeypatch, part, words, kept):
+    monkeypatch.setattr(part, _interrupt)
+    result = ldnq(words[0], *tiny, *words[1:])
+    assert (result.code, result.out) == (130, "")
+    assert result.err.splitlines()[-1] == f"interrupted: {kept}"
+    assert "Traceback" not in result.err

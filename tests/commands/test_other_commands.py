@@ -37,7 +37,11 @@ def test_interrupted_training_ends_as_if_it_had_not_been(ldnq, tiny, workdir, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save", save_and_stop)
-        assert ldnq(*options, "--output", "parts").code == 130
+        stopped = ldnq(*options, "--output", "parts")
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-1] == (
+        "interrupted: 1 of 2 epochs are saved in parts/state.pt, the same command goes on"
+    )
     resumed = ldnq(*options, "--output", "parts")
     assert "going on after epoch 1 of 2" in resumed.err
     name = "tiny_network.build-digits.safetensors"
