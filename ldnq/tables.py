@@ -90,7 +90,7 @@ def plot(path: Path, summaries: Sequence[Summary]) -> None:
 
     Raises `UsageError` where matplotlib is not installed.
     """
-    figure = require("matplotlib.figure", "report").Figure(figsize=(6, 4), layout="constrained")
+    figure = require("matplotlib.figure", "plots").Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="size in kB", ylabel="top-1 in percent", xscale="log")
     for model, group in groupby((entry for entry in summaries if entry.top1), lambda entry: entry.model):
         line = list(group)
