@@ -4,17 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ldnq.api import evaluate as evaluate
+    from ldnq.api import quantize as quantize
     from ldnq.formats import load as load
     from ldnq.formats.h5 import save as save
-    from ldnq.pipeline import quantize as quantize
 
 __version__ = "0.1.0"
-__all__ = ["load", "quantize", "save"]
+__all__ = ["evaluate", "load", "quantize", "save"]
 
-_HOMES = {"load": "ldnq.formats", "quantize": "ldnq.pipeline", "save": "ldnq.formats.h5"}
+_HOMES = {"evaluate": "ldnq.api", "load": "ldnq.formats", "quantize": "ldnq.api", "save": "ldnq.formats.h5"}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     # Torch takes seconds to import: only what needs it pays.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)

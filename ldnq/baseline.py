@@ -3,6 +3,7 @@
 import copy
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from ldnq.augmentation import SMALL, Augmentation
 from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.errors import DataError, NetworkError, UsageError
+from ldnq.errors import DataError, NetworkError, UsageError, keeping
 from ldnq.measurement import measure
 from ldnq.network import build, decide_preprocessing, find_family
 from ldnq.preprocessing import Preprocessing
-from ldnq.progress import track
+from ldnq.progress import headline
 from ldnq.training import Trainer, TrainingRecipe
 
 log = logging.getLogger(__name__)
@@ -46,35 +47,29 @@ def train(
     family = find_family(config.network.model)
     dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
     data = load_data(config.data, dataset)
-    if not data.train.labelled:
+    if not data.training.labelled:
         raise DataError(f"expected labelled images to train on, found none in dataset {dataset.name}")
     preprocessing = decide_preprocessing(family, config.data, dataset)
     torch.manual_seed(recipe.seed)
     module, model_args = _start(config, data, init)
 
-    name = f"{config.network.model.replace(':', '.')}-{dataset.name}"
+    name = f"{config.network.file_name}-{dataset.name}"
     folder = output or Path("results") / f"train-{name}"
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"expected a folder to write to, found the file {folder}: use another --output")
-    _check_outputs(module, preprocessing, data.num_classes)
+    _check_outputs(module, preprocessing, data.num_classes or 0)
     fabric = runtime.start(config.runtime, training=True)
+    headline(f"{config.network.model} on {dataset.name}")
     images, labels = _load(data, preprocessing, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, dataset.flip)
     state = folder / "state.pt"
-    subject = f"{config.network.model} {model_args} on {dataset.name} {data.train.fingerprint()} as {preprocessing}"
+    subject = f"{config.network.model} {model_args} on {dataset.name} {data.training.fingerprint()} as {preprocessing}"
     subject += f" from {init.name}" if init else ""
     trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, subject, compiled)
     if trainer.resume():
         log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
-
-    def after_epoch(epoch: int, loss: float) -> None:
-        log.info("epoch %d of %d: loss %.4f", epoch, recipe.epochs, loss)
-        tensorboard.scalar("train/loss", loss, epoch)
-        tensorboard.scalar("train/learning rate", trainer.schedule.get_last_lr()[0], epoch)
-        tensorboard.histograms(module, epoch)
-
-    with tensorboard.writing(folder / "tensorboard" if curves else None):
-        trainer.run(after_epoch, lambda steps: track(steps, f"epoch {trainer.epoch + 1} of {recipe.epochs}"))
+    with keeping(partial(_kept, trainer)), tensorboard.writing(folder / "tensorboard" if curves else None):
+        trainer.run()
 
     weights = {key: _stored(tensor, half) for key, tensor in module.state_dict().items()}
     # What is measured is what is stored.
@@ -92,6 +87,12 @@ def train(
     path = folder / f"{name}.safetensors"
     checkpoints.write(path, weights, card)
     return path, card
+
+
+def _kept(trainer: Trainer) -> str:
+    if not trainer.state.exists():
+        return "nothing was saved"
+    return f"{trainer.epoch} of {trainer.recipe.epochs} epochs are saved in {trainer.state}, the same command goes on"
 
 
 def _start(config: RunConfig, data: Data, init: Path | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -134,16 +135,16 @@ def _check_outputs(module: nn.Module, preprocessing: Preprocessing, num_classes:
 def _load(data: Data, preprocessing: Preprocessing, workers: int) -> tuple[Tensor, Tensor]:
     size = preprocessing.image_size
     held = size if size <= SMALL else round(size * MARGIN)
-    if len(data.train) * 3 * held**2 > MAX_BYTES:
-        raise UsageError(f"{len(data.train)} images of {held} pixels do not fit in {MAX_BYTES >> 30} GiB of memory")
+    if len(data.training) * 3 * held**2 > MAX_BYTES:
+        raise UsageError(f"{len(data.training)} images of {held} pixels do not fit in {MAX_BYTES >> 30} GiB of memory")
     larger = Preprocessing(held, preprocessing.mean, preprocessing.std)
-    return in_memory(Prepared(data.train, larger), workers, lambda batches: track(batches, "loading images"))
+    return in_memory(Prepared(data.training, larger), workers)
 
 
 def _description(data: Data, preprocessing: Preprocessing) -> dict[str, Any]:
     return {
         "dataset": data.family.name,
-        "train_images": len(data.train),
+        "train_images": len(data.training),
         "num_classes": data.num_classes,
         "class_names": list(data.class_names),
         "preprocessing": preprocessing.to_dict(),

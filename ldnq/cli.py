@@ -15,7 +15,19 @@ from ldnq.errors import LdnqError
 # OpenMP's idle threads otherwise spin, and two processes on one machine starve each other. Set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("quantize", "evaluate", "inspect", "report", "sensitivity", "export", "sample", "train", "list")
+COMMANDS = (
+    "quantize",
+    "sweep",
+    "sensitivity",
+    "evaluate",
+    "inspect",
+    "report",
+    "export",
+    "sample",
+    "train",
+    "list",
+    "env",
+)
 
 
 class CommandFiles(click.Group):
@@ -38,21 +50,26 @@ class CommandFiles(click.Group):
         """Run, and turn what the user can mend into one line on standard error and exit code 2."""
         # Asked to end, a process cleans up after itself as after Ctrl-C.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        kwargs["standalone_mode"] = False
         try:
-            status = super().main(*args, standalone_mode=False, **kwargs)
+            status = super().main(*args, **kwargs)
             sys.exit(status if isinstance(status, int) else 0)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(2)
         except click.ClickException as error:
-            hint = f" (see '{error.ctx.command_path} --help')" if getattr(error, "ctx", None) else ""
+            context = getattr(error, "ctx", None)
+            hint = f" (see '{context.command_path} --help')" if context else ""
             _fail(" ".join(error.format_message().split()) + hint, 2)
         except LdnqError as error:
             _fail(" ".join(str(error).split()), 2)
         except OSError as error:
             _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
-        except (click.Abort, KeyboardInterrupt):
-            _fail("interrupted", 130)
+        except (click.Abort, KeyboardInterrupt) as error:
+            # click puts its own exception in the place of the one that says what is kept.
+            kept = getattr(error.__cause__ or error, "args", ()) or ["nothing was saved"]
+            click.echo(f"interrupted: {kept[0]}", err=True)
+            sys.exit(130)
         except (MemoryError, RuntimeError) as error:
             if not _lacks_memory(error):
                 raise
@@ -69,7 +86,17 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
-@click.group(cls=CommandFiles, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a mistake of ldnq's own: report the traceback and what 'ldnq env' prints
+  2    input that cannot be used, said in one line
+  130  interrupted; the last line says what is saved
+"""
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=CommandFiles, epilog=EXIT_CODES, context_settings=SETTINGS)
 @click.option("-v", "--verbose", is_flag=True, help="Say more on the way.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
 @click.version_option(ldnq.__version__, prog_name="ldnq")

@@ -28,6 +28,11 @@ class NetworkConfig:
     checkpoint: str | None = None
     pretrained_dir: str = "pretrained"
 
+    @property
+    def file_name(self) -> str:
+        """The network's name as a part of the names of files."""
+        return self.model.replace(":", ".").replace("/", "-")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -173,11 +178,22 @@ class RunConfig:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "RunConfig":
         """A configuration from one flat table of option values, as the command line has them."""
-        parts = {}
-        for part in fields(cls):
-            names = {entry.name for entry in fields(part.type)}
-            parts[part.name] = part.type(**{name: value for name, value in options.items() if name in names})
-        return cls(**parts)
+        return cls(
+            **{
+                part: kind(**{entry.name: options[entry.name] for entry in fields(kind) if entry.name in options})
+                for part, kind in parts().items()
+            }
+        )
+
+
+def parts() -> dict[str, Any]:
+    """The classes of the parts of a `RunConfig`, by the names of the parts."""
+    return {part.name: part.type for part in fields(RunConfig)}
+
+
+def option_names() -> list[str]:
+    """What a run depends on, by name."""
+    return [entry.name for kind in parts().values() for entry in fields(kind)]
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -189,7 +205,6 @@ def read_options(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read configuration {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"expected a config.json written by 'ldnq quantize' in {path}, found another file") from error
-    known = {entry.name for part in fields(RunConfig) for entry in fields(part.type)}
-    if unknown := sorted(set(options) - known):
+    if unknown := sorted(set(options) - set(option_names())):
         raise UsageError(f"configuration {path} has options that this version does not know: {', '.join(unknown)}")
     return options

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ldnq import graph
 from ldnq.errors import NetworkError
@@ -53,8 +54,8 @@ def output_gradients(
     are not classes. Raises `NetworkError` where the outputs are not finite."""
     outputs: dict[str, list[Tensor]] = defaultdict(list)
 
-    def hook(name: str):
-        def keep(_, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(name: str) -> RemovableHandle:
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             outputs[name].append(output if output.requires_grad else output.detach().requires_grad_(True))
             # What follows may work in place; what is kept must stay what the module gave.
             return outputs[name][-1].clone()

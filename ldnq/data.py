@@ -19,6 +19,13 @@ class Data:
     test: Images | None
 
     @property
+    def training(self) -> Images:
+        """The training images; raises `DataError` where there are none."""
+        if self.train is None:
+            raise DataError(f"expected training images of {self.family.name}, found none")
+        return self.train
+
+    @property
     def num_classes(self) -> int | None:
         """How many classes there are; None for unlabelled images."""
         return self.family.num_classes or len(self.class_names) or None

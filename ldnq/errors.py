@@ -1,6 +1,7 @@
 """Errors that a user can mend. Each message is one line: what was expected, what was found, what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 def shorten(names: Sequence[str], most: int = 4) -> str:
@@ -30,3 +31,12 @@ class NetworkError(LdnqError):
 
 class ExportError(LdnqError):
     """An exported file does not compute what the network computes."""
+
+
+@contextmanager
+def keeping(what: Callable[[], str]) -> Iterator[None]:
+    """Whoever interrupts the block is told `what` is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(what()) from error

@@ -15,6 +15,7 @@ from ldnq.errors import DataError, ExportError, UsageError
 from ldnq.files import replacing
 from ldnq.folding import fold_batch_norms
 from ldnq.formats import Format
+from ldnq.progress import headline, track
 from ldnq.quantized import QuantizedModel
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def export(model: QuantizedModel, path: Path, form: Format, images: Tensor, veri
     """
     with replacing(path) as temporary:
         # Of a single image a tracer would take the size of the batch for a constant.
+        headline(f"writing {path}")
         form.write(model, temporary, torch.cat([images, images])[:2])
         agreed = check(model, form, temporary, images) if verify else 0
     size = path.stat().st_size
@@ -61,14 +63,15 @@ def check(model: QuantizedModel, form: Format, path: Path, images: Tensor) -> in
     Raises `ExportError` unless the file has the weights bit for bit and outputs that differ from the network's by
     rounding; and agrees on every class, where activations are not rounded too: steps of their grids add up.
     """
+    headline("checking the file")
     opened = form.open(path, model)
     for name, weight in model.weights.items():
         wrong = int((opened.weights[name] != weight.dequantize()).sum())
         if wrong:
             raise ExportError(f"the exported file differs in {wrong} of {weight.codes.numel()} weights of {name}")
     batches = images.split(BATCH)
-    expected = torch.cat([model.module(batch) for batch in batches])
-    found = torch.cat([opened.forward(batch) for batch in batches])
+    expected = torch.cat([model.module(batch) for batch in track(batches, "running the network")])
+    found = torch.cat([opened.forward(batch) for batch in track(batches, "running the file")])
     written = torch.cat([opened.as_written(batch) for batch in batches]) if opened.as_written else found
     largest, difference = float(expected.abs().max()), (written - expected).abs().flatten(1).amax(1)
     # NaN is no small difference.
@@ -100,7 +103,7 @@ def sample_images(model: QuantizedModel, config: DataConfig, count: int = SAMPLE
         return torch.randn(count, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(0))
     try:
         family = resolve_dataset(config.dataset, str(model.provenance.get("dataset", "")), model.model)
-        train = load_data(config, family).train
+        train = load_data(config, family).training
         samples = min(_number(model, "calibration_samples") or count, len(train))
         drawn = draw(train, family.name, CalibrationConfig(samples=samples, seed=_number(model, "seed")))
         images, _ = in_memory(Prepared(train, preprocessing, drawn.indices[:count]))

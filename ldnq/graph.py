@@ -108,7 +108,7 @@ def run_to(module: nn.Module, name: str, batch: Tensor, number: int = 1) -> list
     `number`."""
     calls: list[tuple[Tensor, Tensor]] = []
 
-    def hook(_, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append((inputs[0], output))
         if len(calls) == number:
             raise _Finished
@@ -191,7 +191,7 @@ def _margins(layer: nn.Conv2d) -> list[int]:
     """Padding as `F.pad` takes it: left, right, top, bottom."""
     if layer.padding == "valid":
         return [0, 0, 0, 0]
-    if layer.padding == "same":
+    if isinstance(layer.padding, str):  # "same"
         total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
         return [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
     vertical, horizontal = layer.padding

@@ -69,7 +69,8 @@ class Joints:
         """What can correct the output of `layer`; None where nothing can."""
         bias, teacher_bias = (module.get_submodule(layer).bias for module in self.modules)
         if norm := self.student.batch_norm_after(layer):
-            return BatchNormReceiver(*(module.get_submodule(norm) for module in self.modules), bias, teacher_bias)
+            ours, theirs = (module.get_submodule(norm) for module in self.modules)
+            return BatchNormReceiver(ours, theirs, bias, teacher_bias)
         return BiasReceiver(bias, teacher_bias) if bias is not None else None
 
     def correction(self, layer: str) -> Callable[[Walk, Walk], Tensor | float]:

@@ -47,7 +47,7 @@ def measure(
         return None
     batches = loader(Prepared(data.test, preprocessing), config.batch_size, config.workers)
     return evaluate(
-        module, track(batches, description), preprocessing, fabric, data.num_classes, data.family.class_subset
+        module, track(batches, description), preprocessing, fabric, data.num_classes or 0, data.family.class_subset
     )
 
 

@@ -96,8 +96,8 @@ def gather_moments(
                 target_total += strips.outputs.sum((2, 3)).unsqueeze(2)
                 energy += float(strips.outputs.square().sum(3).double().sum())
                 positions += strips.positions
-    sums = (gram, total, cross, target_total)
-    return Moments(*(entry / positions for entry in sums), energy / positions, positions)
+    gram, total, cross, target_total = (entry / positions for entry in (gram, total, cross, target_total))
+    return Moments(gram, total, cross, target_total, energy / positions, positions)
 
 
 def _slices(layer: nn.Module, teacher_layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Iterable[Strips]:

@@ -3,21 +3,19 @@
 import importlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
-import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import ldnq
 from ldnq import checkpoints
 from ldnq.config import DataConfig, NetworkConfig
 from ldnq.datasets import DatasetFamily
 from ldnq.errors import CheckpointError, NetworkError, UsageError
-from ldnq.models import ModelFamily, models
+from ldnq.models import ModelFamily, models, timm
 from ldnq.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -37,7 +35,9 @@ class Network:
 
 
 def find_family(model: str) -> ModelFamily:
-    """The family called `model`, or one that wraps the user's `package.module:factory`."""
+    """The family called `model`, timm's of `timm/NAME`, or one that wraps the user's `package.module:factory`."""
+    if model.startswith(timm.PREFIX):
+        return timm.find(model)
     if ":" not in model:
         return models.get(model)
     return ModelFamily(model, _import_factory(model), image_size=0, default_dataset="")
@@ -84,6 +84,8 @@ def decide_preprocessing(
     """The options of `data`, over what the weights' `card` says, over the network's size and the dataset's mean."""
     if "preprocessing" in card:
         chosen = Preprocessing.from_dict(card["preprocessing"])
+    elif family.preprocessing:
+        chosen = family.preprocessing
     else:
         size = family.image_size or dataset.image_size or data.image_size
         if not size:
@@ -98,29 +100,32 @@ def decide_preprocessing(
     return replace(chosen, mean=data.mean or chosen.mean, std=data.std or chosen.std)
 
 
-def _find_weights(config: NetworkConfig, family: ModelFamily, dataset: DatasetFamily):
+def _find_weights(
+    config: NetworkConfig, family: ModelFamily, dataset: DatasetFamily
+) -> tuple[Mapping[str, Tensor] | None, Mapping[str, Any], str]:
     """(state dict or None, model card, where they come from)."""
     trained_on = [dataset.name] + (["imagenet"] if dataset.class_subset else [])
-    published = _published(family) if "imagenet" in trained_on and not config.num_classes else None
+    wanted = "imagenet" in trained_on and not config.num_classes
+    published = family.published() if family.published and wanted else None
     if config.checkpoint:
         tensors, card = checkpoints.read(Path(config.checkpoint))
-        if not card and published and Path(config.checkpoint).name == published.url.rsplit("/", 1)[1]:
-            card = _published_card(published)
+        if not card and published and Path(config.checkpoint).name == published.file:
+            card = published.card
         return tensors, card, config.checkpoint
     if ":" in config.model:
         return None, {}, f"{config.model} (its own weights)"
-    names = {f"{config.model}-{name}{extension}": name for name in trained_on for extension in EXTENSIONS}
-    if published:
-        names[published.url.rsplit("/", 1)[1]] = "imagenet"
+    names = {f"{config.file_name}-{name}{extension}": name for name in trained_on for extension in EXTENSIONS}
+    if published and published.file:
+        names[published.file] = "imagenet"
     for folder in (Path(config.pretrained_dir), *shipped_folders()):
         for name, trained in names.items():
             if (folder / name).is_file():
                 tensors, card = checkpoints.read(folder / name)
                 if not card and published and trained == "imagenet":
-                    card = _published_card(published)
+                    card = published.card
                 return tensors, card, str(folder / name)
     if published:
-        return _download(published, config), _published_card(published), f"torchvision {published}"
+        return published.fetch(config.pretrained_dir), published.card, str(published)
     raise CheckpointError(
         f"no weights for {config.model} on {dataset.name}: put {next(iter(names))} (or {', '.join(EXTENSIONS[1:])}) "
         f"into {config.pretrained_dir}/, give --checkpoint, or train them with 'ldnq train'"
@@ -133,36 +138,7 @@ def shipped_folders() -> list[Path]:
     return [folder for folder in (package / "pretrained", package.parent / "pretrained") if folder.is_dir()]
 
 
-def _published(family: ModelFamily):
-    if family.torchvision_weights is None:
-        return None
-    return torchvision.models.get_model_weights(family.name)[family.torchvision_weights]
-
-
-def _published_card(weights) -> dict[str, Any]:
-    transforms = weights.transforms()
-    return {
-        "num_classes": len(weights.meta["categories"]),
-        "preprocessing": {
-            "image_size": transforms.crop_size[0],
-            "resize": transforms.resize_size[0],
-            "mean": transforms.mean,
-            "std": transforms.std,
-            "interpolation": transforms.interpolation.value,
-        },
-    }
-
-
-def _download(weights, config: NetworkConfig):
-    try:
-        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"cannot download {weights.url}: put that file into {config.pretrained_dir}/, or give --checkpoint"
-        ) from error
-
-
-def _import_factory(model: str):
+def _import_factory(model: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = model.partition(":")
     # As 'python -m' does: a file in the current folder can be named.
     if "" not in sys.path:

@@ -17,7 +17,7 @@ from ldnq.allocation import settle_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.config import AUTO, RecipeConfig, RunConfig
-from ldnq.errors import DataError
+from ldnq.errors import DataError, keeping
 from ldnq.evaluation import Accuracy
 from ldnq.findings import find_details
 from ldnq.formats import h5
@@ -25,6 +25,7 @@ from ldnq.journal import FileJournal, digest
 from ldnq.measurement import measure
 from ldnq.preparation import Preparation, check_teacher, copied, prepare, start
 from ldnq.presets import fill_in, stages
+from ldnq.progress import headline
 from ldnq.quantized import Journal, QuantizationState, QuantizedModel
 from ldnq.report import write_report
 from ldnq.runs import RunFolder, default_folder
@@ -39,55 +40,70 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run made, and the folder it is kept in."""
+    """What a run made, the folder it is kept in, and how good the `teacher` is."""
 
     model: QuantizedModel
     metrics: dict[str, Any]
     folder: Path
+    teacher: Accuracy | None
 
 
-def run(config: RunConfig, output: Path | None = None, command: str | None = None, curves: bool = False) -> RunResult:
-    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`; the report
-    shows the `command` that asked for it, `curves` of training are written for TensorBoard.
+def run(
+    config: RunConfig,
+    output: Path | None = None,
+    command: str | None = None,
+    curves: bool = False,
+    teacher: Accuracy | None = None,
+) -> RunResult:
+    """Load, draw, quantize, evaluate and save as `config` says, into `output` or a new folder of `results/`.
 
-    A run into `output` that did not end goes on after its last finished layer.
+    The report shows the `command` that asked for it, `curves` of training are written for TensorBoard, `teacher` is the
+    accuracy of the float network where an earlier run has measured it. A run into `output` that did not end goes on
+    after its last finished layer.
     """
     started = time.perf_counter()
     prepared = prepare(config)
-    recipe = prepared.config.recipe
-    name = (config.network.model, prepared.data.family.name, f"k{recipe.kbits}")
+    name = (config.network.file_name, prepared.data.family.name, f"k{config.recipe.kbits}")
     folder = RunFolder.create(output or default_folder(*name))
-    with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if curves else None):
-        model, metrics = _run(prepared, folder)
+    headline(f"{config.network.model} on {prepared.data.family.name}")
+    with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if curves else None), keeping(folder.kept):
+        folder.write_config(prepared.config)
+        teacher = teacher or _measure_teacher(prepared)
+        model, metrics = _run(prepared, folder, teacher)
         metrics |= {"command": command, "seconds": time.perf_counter() - started, "environment": runtime.environment()}
         folder.write_metrics(metrics)
         write_report(folder.path)
         folder.journal.unlink(missing_ok=True)
-    return RunResult(model, metrics, folder.path)
+    return RunResult(model, metrics, folder.path, teacher)
 
 
-def _run(prepared: Preparation, folder: RunFolder) -> tuple[QuantizedModel, dict[str, Any]]:
-    config, fabric, data, network = prepared.config, prepared.fabric, prepared.data, prepared.network
-    journal = FileJournal(folder.journal, _circumstances(prepared))
-    folder.write_config(config)
-    _log_levels(config.recipe)
-
-    teacher_accuracy = measure(
-        network.module, data, network.preprocessing, config.runtime, fabric, "evaluating the network"
+def _measure_teacher(prepared: Preparation) -> Accuracy | None:
+    """Accuracy of the float network; raises `NetworkError` where it only guesses."""
+    network, config = prepared.network, prepared.config.runtime
+    accuracy = measure(
+        network.module, prepared.data, network.preprocessing, config, prepared.fabric, "evaluating the network"
     )
-    if teacher_accuracy is None:
+    if accuracy is None:
         log.warning("no labelled test images: quantizing, but accuracy is not measured")
     else:
-        check_teacher(teacher_accuracy, network, "test")
+        check_teacher(accuracy, network, "test")
+    return accuracy
+
+
+def _run(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> tuple[QuantizedModel, dict[str, Any]]:
+    config, fabric, data, network = prepared.config, prepared.fabric, prepared.data, prepared.network
+    _log_levels(config.recipe)
     begun = time.perf_counter()
+    journal = FileJournal(folder.journal, _circumstances(prepared))
     images, seed = prepared.images(), config.calibration.seed
     with runtime.autocast(fabric, config.runtime):
         recipe, sensitivities = settle_levels(network.module, images, config.recipe, seed)
         state = apply_recipe(network.module, images, recipe, seed, prepared.mixed_precision, journal)
     quantizing = time.perf_counter() - begun
+    headline("evaluating and saving")
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
-    metrics = _metrics(prepared, state, teacher_accuracy, accuracy)
+    metrics = _metrics(prepared, state, teacher, accuracy)
     model = QuantizedModel(
         module=state.student.cpu(),
         weights=state.weights,
@@ -102,7 +118,7 @@ def _run(prepared: Preparation, folder: RunFolder) -> tuple[QuantizedModel, dict
     folder.write_layers(state)
     if sensitivities:
         write_table(sensitivities, folder.path)
-    details = find_details(state, images, data, network.preprocessing, teacher_accuracy, accuracy)
+    details = find_details(state, images, data, network.preprocessing, teacher, accuracy)
     details.save(folder.details)
     sizes = h5.save(model, folder.model)
     metrics |= {
@@ -173,8 +189,10 @@ def apply_stages(
     reached = state.journal.restore(state, generator)
     if state.results:
         log.info("going on after layer %d, %s", len(state.results), state.results[-1].layer.name)
+    chosen = list(chosen)
     for number, stage in enumerate(chosen):
         if number >= reached:
+            headline(f"stage {number + 1} of {len(chosen)}: {type(stage).__module__.rpartition('.')[2]}")
             state.journal.begin(number, state, generator)
             state = stage(state, images, generator)
     # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.

@@ -12,13 +12,12 @@ from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages, CalibrationSet, load_or_draw
 from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset, usual_root
-from ldnq.datasets import DatasetFamily
+from ldnq.datasets import DatasetFamily, datasets
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.errors import NetworkError
 from ldnq.evaluation import Accuracy
 from ldnq.network import Network, find_family, load_network
 from ldnq.presets import fill_in
-from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 from ldnq.synthesis import Synthesis
 
@@ -44,8 +43,8 @@ class Preparation:
         preprocessing, config, options = self.network.preprocessing, self.config.runtime, self.config.calibration
         images = torch.empty(0, 3, preprocessing.image_size, preprocessing.image_size, dtype=torch.uint8)
         if self.calibration:
-            prepared = Prepared(self.data.train, preprocessing, self.calibration.indices)
-            images, _ = in_memory(prepared, config.workers, lambda batches: track(batches, "loading images"))
+            prepared = Prepared(self.data.training, preprocessing, self.calibration.indices)
+            images, _ = in_memory(prepared, config.workers)
         augmentation = Augmentation(preprocessing.image_size, self.data.family.flip)
         found = CalibrationImages(images, preprocessing.normalize, augmentation, config.batch_size, self.fabric.device)
         if not options.synthesize:
@@ -54,12 +53,17 @@ class Preparation:
         return synthesis(self.network.module, found, torch.Generator().manual_seed(options.seed))
 
 
+def settle(config: RunConfig) -> RunConfig:
+    """`config` with the name of the dataset and every option of the preset, as a run's folder keeps it."""
+    usual = find_family(config.network.model).default_dataset
+    dataset = resolve_dataset(config.data.dataset, usual, config.network.model)
+    return replace(config, data=replace(config.data, dataset=dataset.name), recipe=fill_in(config.recipe))
+
+
 def prepare(config: RunConfig) -> Preparation:
     """Find and load what `config` names."""
-    dataset = resolve_dataset(
-        config.data.dataset, find_family(config.network.model).default_dataset, config.network.model
-    )
-    config = replace(config, data=replace(config.data, dataset=dataset.name), recipe=fill_in(config.recipe))
+    config = settle(config)
+    dataset = datasets.get(str(config.data.dataset))
     fabric = runtime.start(config.runtime)
     data = _load_data(config, dataset)
     network = load_network(config.network, config.data, dataset, data.num_classes)

@@ -1,6 +1,6 @@
 """From an image file to the numbers that a network expects."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,11 +65,18 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`; raises `UsageError` where values are missing or of another kind."""
         try:
-            mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
             resize = None if values.get("resize") is None else int(values["resize"])
-            return cls(int(values["image_size"]), mean, std, resize, str(values.get("interpolation", "bilinear")))
+            interpolation = str(values.get("interpolation", "bilinear"))
+            return cls(
+                int(values["image_size"]), _triple(values["mean"]), _triple(values["std"]), resize, interpolation
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"expected preprocessing with image_size, mean and std, got {dict(values)}") from error
+
+
+def _triple(values: Iterable[Any]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -93,7 +100,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _resize_shorter(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
     shorter = min(image.size)
-    return image.resize(tuple(size * side // shorter for side in image.size), resample)
+    return image.resize((size * image.width // shorter, size * image.height // shorter), resample)
 
 
 def _crop_centre(image: Image.Image, size: int) -> Image.Image:

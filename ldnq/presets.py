@@ -28,6 +28,9 @@ class Preset:
     defaults: Mapping[str, Any]
 
 
+# In the order in which they are run, the cascade within the layer-wise stage.
+STAGES: tuple[type[Stage], ...] = (Layerwise, Cascade, BlockReconstruction, Distillation, ActivationRanges)
+
 # With asymmetric targets.
 COUPLING = 0.7
 
@@ -121,4 +124,4 @@ def layerwise(recipe: RecipeConfig) -> Layerwise:
 def _cascade(recipe: RecipeConfig) -> Cascade | None:
     if not (recipe.training and recipe.cascade_epochs):
         return None
-    return Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr)
+    return Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr or Cascade.lr)

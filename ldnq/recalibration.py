@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -36,5 +37,5 @@ def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
                 module(batch)
 
 
-def _remembers(module: nn.Module) -> bool:
+def _remembers(module: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(module, _BatchNorm) and module.track_running_stats

@@ -62,6 +62,10 @@ class RunFolder:
             (self.path / ".lock").unlink(missing_ok=True)
             lock.release()
 
+    def kept(self) -> str:
+        """What is left of a run that is interrupted."""
+        return f"all finished layers are kept, 'ldnq quantize --resume {self.path}' goes on"
+
     def write_config(self, config: RunConfig) -> None:
         """What the run was asked for, enough to repeat it."""
         write_json(self.path / "config.json", config.to_dict())
@@ -85,7 +89,7 @@ class RunFolder:
 
 def default_folder(model: str, dataset: str, what: str) -> Path:
     """`results/<model>-<dataset>-<what>-<date-time>`, made here, with a number where another run has the name."""
-    name = f"{model.replace(':', '.')}-{dataset}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{model}-{dataset}-{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in count(1):
         path = Path("results") / (name if number == 1 else f"{name}-{number}")
         try:
@@ -97,7 +101,7 @@ def default_folder(model: str, dataset: str, what: str) -> Path:
 
 
 def _row(result: LayerResult, weight: QuantizedWeight) -> dict[str, str]:
-    values = {
+    values: dict[str, float | str] = {
         "name": result.layer.name,
         "kind": result.layer.kind,
         "shape": _shape(result.layer.shape),

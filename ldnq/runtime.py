@@ -1,5 +1,6 @@
 """Device, precision, threads and processes: decided here and nowhere else (by lightning-fabric)."""
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -15,6 +16,8 @@ def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
     """The engine for one command. `auto` precision is bf16 for `training` where the processor has it, else 32."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    # It reports on hardware that has been decided about here.
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     accelerator, devices = _accelerator(options.device)
     mixed = options.precision == "bf16" or (training and mixes_in_training(accelerator, options))
     with warnings.catch_warnings():
@@ -42,6 +45,14 @@ def environment() -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count(),
     }
+
+
+def devices() -> list[str]:
+    """What `--device` accepts here."""
+    return [
+        "cpu",
+        *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())),
+    ]
 
 
 def _accelerator(device: str) -> tuple[str, Any]:

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
+from ldnq import tensorboard
 from ldnq.augmentation import Augmentation
 from ldnq.errors import CheckpointError, UsageError
 from ldnq.files import replacing
 from ldnq.preprocessing import Preprocessing
+from ldnq.progress import say, track
 
 SCHEDULES = ("one-cycle", "cosine")
 
@@ -63,7 +66,7 @@ class Trainer:
         self.steps = len(self.images) // self.recipe.batch_size
         if self.steps == 0:
             raise UsageError(f"expected at least {self.recipe.batch_size} images to train on, got {len(self.images)}")
-        self.module.to(self.fabric.device, memory_format=torch.channels_last)
+        self.module.to(self.fabric.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.module.parameters(), self.recipe.lr, 0.9, weight_decay=self.recipe.weight_decay, nesterov=True
         )
@@ -87,23 +90,26 @@ class Trainer:
         self.epoch = saved["epoch"]
         return True
 
-    def run(self, after_epoch: Callable[[int, float], None], progress=iter) -> None:
-        """Train to the last epoch; `after_epoch(epoch, loss)` is called after each, `progress` wraps the steps."""
+    def run(self) -> None:
+        """Train to the last epoch."""
         forward = torch.compile(self.module) if self.compiled else self.module
-        while self.epoch < self.recipe.epochs:
-            loss = self._train_epoch(forward, progress)
-            self.epoch += 1
+        for epoch in track(range(self.epoch, self.recipe.epochs), "epochs"):
+            loss = self._train_epoch(forward)
+            self.epoch = epoch + 1
             self._save()
-            after_epoch(self.epoch, loss)
+            say(f"loss {loss:.4f}")
+            tensorboard.scalar("train/loss", loss, self.epoch)
+            tensorboard.scalar("train/learning rate", self.schedule.get_last_lr()[0], self.epoch)
+            tensorboard.histograms(self.module, self.epoch)
 
-    def _train_epoch(self, forward: Callable[[Tensor], Tensor], progress) -> float:
+    def _train_epoch(self, forward: Callable[[Tensor], Tensor]) -> float:
         # Seeded by epoch, so that an interrupted run continues exactly as it would have gone on.
         generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
         torch.manual_seed(generator.initial_seed())
         order = torch.randperm(len(self.images), generator=generator)[: self.steps * self.recipe.batch_size]
         self.module.train()
         total = 0.0
-        for chosen in progress(order.view(self.steps, self.recipe.batch_size)):
+        for chosen in track(order.view(self.steps, self.recipe.batch_size), "batches"):
             batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)
             batch = self.preprocessing.normalize(batch).contiguous(memory_format=torch.channels_last)
             with self.fabric.autocast():
@@ -130,7 +136,7 @@ class Trainer:
             )
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe, steps: int):
+def _schedule(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe, steps: int) -> LRScheduler:
     total = recipe.epochs * steps
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)

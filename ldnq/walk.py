@@ -24,6 +24,7 @@ class Walk(fx.Interpreter):
         self.args_iter = iter(())
         self.wiring, self.batch, self.limit = wiring, batch, limit
         self.nodes = list(self.graph.nodes)
+        self.position = 0
         self._restart()
 
     @torch.no_grad()

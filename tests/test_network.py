@@ -14,6 +14,7 @@ from ldnq.datasets import datasets
 from ldnq.errors import CheckpointError, NetworkError, UsageError
 from ldnq.evaluation import evaluate
 from ldnq.models import models
+from ldnq.models.torchvision import TorchvisionWeights
 from ldnq.network import build, decide_preprocessing, find_family, load_network
 from ldnq.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
@@ -265,7 +266,7 @@ def test_the_card_in_a_file_decides_the_preprocessing(elsewhere):
 
 def publish(name: str, module: nn.Module, folder: Path) -> None:
     """Put the weights of `module` where torchvision's published file of `name` would be put by hand."""
-    url = torchvision.models.get_model_weights(name)[models.get(name).torchvision_weights].url
+    url = TorchvisionWeights(name).entry.url
     folder.mkdir()
     torch.save(module.state_dict(), folder / url.rsplit("/", 1)[1])
 

@@ -4,6 +4,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class _Remarks(logging.Handler):
@@ -19,12 +23,10 @@ def configure(verbose: bool, quiet: bool) -> None:
     log = logging.getLogger("ldnq")
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     log.handlers = [_Remarks()]
-    # lightning and torch report on hardware that ldnq has already decided about.
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
 
 
 @cache
-def errors():
+def errors() -> "Console":
     """The rich console on standard error."""
     from rich.console import Console
 
@@ -61,5 +63,5 @@ def table(rows: list[tuple], columns: tuple[str, ...] = (), title: str | None = 
     Console(width=None if console.is_terminal else 200).print(grid)
 
 
-def _is_number(text) -> bool:
+def _is_number(text: object) -> bool:
     return str(text).strip("-+.%0123456789e ") == ""

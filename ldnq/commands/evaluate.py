@@ -2,20 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ldnq.commands import console, options
+from ldnq.commands.config_file import config_option
 from ldnq.config import RunConfig
 
 
 @click.command("evaluate", short_help="Measure the accuracy of a network.")
 @click.argument("checkpoint_or_model", metavar="[MODEL.h5]", required=False, type=click.Path(path_type=Path))
+@config_option
 @options.network_options
 @options.data_options
 @options.runtime_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values) -> None:
+def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values: Any) -> None:
     """Measure accuracy: of a quantized MODEL.h5, or of a float network by --model.
 
     \b
@@ -24,14 +27,14 @@ def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values) 
     """
     if checkpoint_or_model is None:
         options.require_model(values["model"])
-    elif values["checkpoint"] or values["num_classes"]:
+    elif options.typed(["checkpoint", "num_classes"]):
         raise click.UsageError(
             f"{checkpoint_or_model} brings its own weights: leave out --checkpoint and --num-classes"
         )
     config = RunConfig.from_options({"model": "", **{k: v for k, v in values.items() if v is not None}})
-    from ldnq.measurement import evaluate_checkpoint, evaluate_network
-
     with console.progress():
+        from ldnq.measurement import evaluate_checkpoint, evaluate_network
+
         if checkpoint_or_model is None:
             metrics = evaluate_network(config)
         else:

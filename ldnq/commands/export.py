@@ -1,17 +1,26 @@
 """`ldnq export`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from ldnq.commands import console, options
+from ldnq.commands.completion import complete
 from ldnq.config import DataConfig, read_options
+
+if TYPE_CHECKING:
+    from ldnq.export import Exported
+    from ldnq.quantized import QuantizedModel
 
 
 @click.command("export", short_help="Write a file for another runtime, and check it there.")
 @click.argument("checkpoint", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
-@click.option("--format", "name", default="onnx", show_default=True, help="See 'ldnq list formats'.")
+@click.option(
+    "--format", "name", default="onnx", show_default=True, shell_complete=complete("formats"),
+    help="See 'ldnq list formats'.",
+)  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="[default: beside the checkpoint]"
 )
@@ -21,7 +30,10 @@ from ldnq.config import DataConfig, read_options
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its outputs.")
 @options.model_option
 @options.model_args_option
-@click.option("--dataset", metavar="NAME", help="To check with; the checkpoint's own if left out.")
+@click.option(
+    "--dataset", metavar="NAME", shell_complete=complete("datasets"),
+    help="To check with; the checkpoint's own if left out.",
+)  # fmt: skip
 @click.option(
     "--data-root", type=click.Path(), help="The dataset's folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
 )
@@ -47,30 +59,32 @@ def export_command(
     ldnq export results/RUN/model.h5 --format torch
     """
     chosen = _options(name, weight_type=weight_type, dequantized=dequantized)
-    from ldnq import formats
-    from ldnq.export import export, folded, sample_images
-    from ldnq.network import build
+    with console.progress():
+        from ldnq import formats
+        from ldnq.export import export, folded, sample_images
+        from ldnq.network import build
 
-    path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
-    form = formats.formats.get(name)(**chosen)
-    output = output or path.with_suffix(form.suffix)
-    if not output.name or (output.exists() and not output.is_file()):
-        raise click.UsageError(f"expected a file for --output, got {output}")
-    if output.resolve() == path.resolve():
-        raise click.UsageError(f"expected --output, another file than {path}, which is read")
-    if model_args and not model:
-        raise click.UsageError("expected --model with --model-arg")
-    contents = formats.read(path)
-    network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
-    images = sample_images(network, DataConfig(dataset, data_root or _data_root_of(checkpoint), image_size=image_size))
-    if fold_batchnorm:
-        network = folded(network, images)
-    exported = export(network, output, form, images, verify)
+        path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
+        form = formats.formats.get(name)(**chosen)
+        output = output or path.with_suffix(form.suffix)
+        if not output.name or (output.exists() and not output.is_file()):
+            raise click.UsageError(f"expected a file for --output, got {output}")
+        if output.resolve() == path.resolve():
+            raise click.UsageError(f"expected --output, another file than {path}, which is read")
+        if model_args and not model:
+            raise click.UsageError("expected --model with --model-arg")
+        contents = formats.read(path)
+        network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
+        root = data_root or _data_root_of(checkpoint)
+        images = sample_images(network, DataConfig(dataset, root, image_size=image_size))
+        if fold_batchnorm:
+            network = folded(network, images)
+        exported = export(network, output, form, images, verify)
     console.table(_summary(network, exported, output) + form.remarks(output, network))
     console.table(_floats(network), ("stays float", "why"))
 
 
-def _options(name: str, **values) -> dict:
+def _options(name: str, **values: Any) -> dict[str, Any]:
     """Those of the format; raises `click.UsageError` where another one's was given."""
     own = {"onnx": {"weight_type"}, "safetensors": {"dequantized"}}
     context = click.get_current_context()
@@ -87,7 +101,7 @@ def _data_root_of(run: Path) -> str | None:
     return root if root and Path(root).is_dir() else None
 
 
-def _summary(network, exported, output: Path) -> list[tuple[str, str]]:
+def _summary(network: "QuantizedModel", exported: "Exported", output: Path) -> list[tuple[str, str]]:
     ratio = network.float_bytes / exported.bytes
     change = f"{ratio:.1f}x smaller" if ratio >= 1 else f"{1 / ratio:.1f}x larger"
     checked = f"weights bit for bit, classes of {exported.agreed} of {exported.checked} images"
@@ -99,7 +113,7 @@ def _summary(network, exported, output: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _floats(network) -> list[tuple[str, str]]:
+def _floats(network: "QuantizedModel") -> list[tuple[str, str]]:
     """What stays float in the file, and why."""
     left = dict(network.provenance.get("left_float", {}))
     state = network.module.state_dict()

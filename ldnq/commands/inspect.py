@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ldnq.commands import console
+
+if TYPE_CHECKING:
+    from ldnq.quantized import QuantizedWeight
 
 
 @click.command("inspect", short_help="Show what a quantized checkpoint holds.")
@@ -17,10 +21,11 @@ def inspect_command(file: Path, as_json: bool) -> None:
     \b
     ldnq inspect results/RUN/model.h5
     """
-    from ldnq import formats
+    with console.progress():
+        from ldnq import formats
 
-    model_file = formats.read(file)
-    rows = [_row(name, weight) for name, weight in model_file.weights.items()]
+        model_file = formats.read(file)
+        rows = [_row(name, weight) for name, weight in model_file.weights.items()]
     summary = {
         "network": model_file.model or "the caller's own",
         "bytes": file.stat().st_size,
@@ -46,11 +51,11 @@ def inspect_command(file: Path, as_json: bool) -> None:
     console.table([(name.replace("_", " "), _text(value)) for name, value in (summary | provenance).items()])
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def _row(name, weight) -> tuple:
+def _row(name: str, weight: "QuantizedWeight") -> tuple[str, str, int, float, float, float]:
     shape = "x".join(map(str, weight.codes.shape))
     low, high = float(weight.scale.min()), float(weight.scale.max())
     return name, shape, weight.codebook.num_levels, low, high, weight.zero_fraction

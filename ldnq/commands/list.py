@@ -1,42 +1,94 @@
 """`ldnq list`."""
 
+import inspect
+import re
+from collections.abc import Callable
+
 import click
 
 from ldnq.commands import console
 
+PAPER = re.compile(r"arXiv \d{4}\.\d{4,5}|[A-Z]{4,} \d{4}")
+
+
+def _models() -> list[tuple]:
+    from ldnq.models import models
+
+    return [
+        (name, f"{family.image_size}", family.default_dataset, family.summary, family.paper)
+        for name, family in ((name, models.get(name)) for name in models)
+    ]
+
+
+def _datasets() -> list[tuple]:
+    from ldnq.datasets import datasets
+
+    return [(name, datasets.get(name).summary, datasets.get(name).paper) for name in sorted(datasets)]
+
+
+def _methods() -> list[tuple]:
+    from ldnq.config import METHODS
+    from ldnq.stages.layerwise import Layerwise
+
+    return [(name, *_described({"ldnq": Layerwise}[name])) for name in METHODS]
+
+
+def _stages() -> list[tuple]:
+    from ldnq.presets import STAGES
+
+    return [(stage.__module__.rpartition(".")[2], *_described(stage)) for stage in STAGES]
+
+
+def _solvers() -> list[tuple]:
+    from ldnq.solvers import solvers
+
+    return [(name, *_described(solvers.get(name))) for name in sorted(solvers)]
+
+
+def _presets() -> list[tuple]:
+    from ldnq.presets import presets
+
+    return [(name, presets.get(name).summary) for name in presets]
+
+
+def _formats() -> list[tuple]:
+    from ldnq.formats import formats
+
+    return [(name, _described(formats.get(name))[0]) for name in formats]
+
+
+# What can be listed: how its rows are found, and what stands above them.
+LISTS: dict[str, tuple[Callable[[], list[tuple]], tuple[str, ...]]] = {
+    "models": (_models, ("model", "pixels", "usual dataset", "what it is", "paper")),
+    "datasets": (_datasets, ("dataset", "what it is", "paper")),
+    "methods": (_methods, ("method", "what it does", "paper")),
+    "stages": (_stages, ("stage", "what it does", "paper")),
+    "solvers": (_solvers, ("solver", "what it does", "paper")),
+    "presets": (_presets, ("preset", "what it does")),
+    "formats": (_formats, ("format", "what it is")),
+}
+
 
 @click.command("list", short_help="Show the names that options accept.")
-@click.argument("what", type=click.Choice(["models", "datasets", "solvers", "presets", "formats"]))
+@click.argument("what", type=click.Choice(list(LISTS)))
 def list_command(what: str) -> None:
-    """Show the names that options accept.
+    """Show the names that options accept, what they stand for and where it was published.
 
     \b
     ldnq list models
+    ldnq list solvers
     """
+    find, columns = LISTS[what]
+    with console.progress():
+        rows = find()
+    console.table(rows, columns)
     if what == "models":
-        from ldnq.models import models
-
-        rows = [(name, f"{models.get(name).image_size}", models.get(name).default_dataset) for name in models]
-        console.table(rows, ("model", "pixels", "usual dataset"))
-        click.echo("any network of your own: --model package.module:factory")
-    elif what == "datasets":
-        from ldnq.datasets import datasets
-
-        console.table([(name, datasets.get(name).summary) for name in sorted(datasets)], ("dataset", "what it is"))
-    elif what == "solvers":
-        from ldnq.solvers import solvers
-
-        console.table([(name, _summary(solvers.get(name))) for name in sorted(solvers)], ("solver", "what it does"))
-    elif what == "formats":
-        from ldnq.formats import formats
-
-        console.table([(name, _summary(formats.get(name))) for name in formats], ("format", "what it is"))
-    else:
-        from ldnq.presets import presets
-
-        console.table([(name, presets.get(name).summary) for name in presets], ("preset", "what it does"))
+        click.echo("any network of timm: --model timm/NAME; of your own: --model package.module:factory")
 
 
-def _summary(entry: type) -> str:
-    """The first line of what it says of itself."""
-    return entry.__doc__.strip().splitlines()[0]
+def _described(entry: type) -> tuple[str, str]:
+    """The first sentence of what it says of itself, and the papers that it names."""
+    text = " ".join((inspect.getdoc(entry) or "").split())
+    papers = dict.fromkeys(PAPER.findall(text))
+    # Neither "et al." nor a file's ending ends a sentence.
+    return re.split(r"(?<!al)\.\s", text)[0].rstrip("."), ", ".join(papers)

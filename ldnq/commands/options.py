@@ -1,12 +1,14 @@
 """Groups of options that several commands share, one decorator each; names are those of the configuration's fields."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from ldnq.commands.completion import complete
 from ldnq.config import AUTO, PRECISIONS, SCALES
 
 
@@ -24,10 +26,13 @@ class Triple(click.ParamType):
 
     name = "R,G,B"
 
-    def convert(self, value, param, ctx):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float, float]:
         """A tuple of three floats."""
         if isinstance(value, (tuple, list)):
-            return tuple(value)
+            red, green, blue = value
+            return red, green, blue
         try:
             red, green, blue = (float(part) for part in value.split(","))
         except ValueError:
@@ -35,8 +40,8 @@ class Triple(click.ParamType):
         return red, green, blue
 
 
-def _parse_model_args(ctx, param, values) -> dict:
-    arguments = {}
+def _parse_model_args(ctx: click.Context, param: click.Parameter, values: Iterable[str]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
     for value in values:
         name, equals, text = value.partition("=")
         if not (name and equals):
@@ -48,9 +53,9 @@ def _parse_model_args(ctx, param, values) -> dict:
     return arguments
 
 
-def parse_kbits_for(ctx, param, values) -> dict[str, int]:
+def parse_kbits_for(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, int]:
     """PATTERN=K of every value, K where it is one; what levels there are, the configuration knows."""
-    found = {}
+    found: dict[str, int] = {}
     for value in values:
         pattern, _, kbits = value.rpartition("=")
         if not (pattern and kbits.isdecimal()):
@@ -61,7 +66,9 @@ def parse_kbits_for(ctx, param, values) -> dict[str, int]:
     return found
 
 
-model_option = click.option("--model", metavar="NAME", help="A known network, or package.module:factory.")
+model_option = click.option(
+    "--model", metavar="NAME", shell_complete=complete("models"), help="A known network, or package.module:factory."
+)
 
 model_args_option = click.option(
     "--model-arg",
@@ -83,7 +90,12 @@ network_options = _group(
 )
 
 data_options = _group(
-    click.option("--dataset", metavar="NAME", help="A known dataset; the network's usual one if left out."),
+    click.option(
+        "--dataset",
+        metavar="NAME",
+        shell_complete=complete("datasets"),
+        help="A known dataset; the network's usual one if left out.",
+    ),
     click.option(
         "--data-root", type=click.Path(), help="The dataset's own folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
     ),
@@ -112,7 +124,10 @@ synthesis_options = _group(
 
 layer_options = _group(
     click.option(
-        "--solver", metavar="NAME", help="Of each layer's problem; see 'ldnq list solvers'. [default: preset's]"
+        "--solver",
+        metavar="NAME",
+        shell_complete=complete("solvers"),
+        help="Of each layer's problem; see 'ldnq list solvers'. [default: preset's]",
     ),
     click.option("--scale", type=click.Choice(SCALES), help="One α a layer, or a channel. [default: the preset's]"),
     click.option("--quantize-bias/--no-quantize-bias", help="Quantize the bias of linear layers with their weights."),
@@ -142,8 +157,8 @@ output_option = click.option("-o", "--output", type=click.Path(path_type=Path), 
 
 def words(command: str) -> list[str]:
     """What was typed, from the name of the `command` on."""
-    typed = click.get_current_context().meta["ldnq.words"]
-    return typed[typed.index(command) :]
+    said = click.get_current_context().meta["ldnq.words"]
+    return said[said.index(command) :]
 
 
 def require_model(model: str | None) -> None:
@@ -152,22 +167,28 @@ def require_model(model: str | None) -> None:
         raise click.UsageError("expected --model NAME; 'ldnq list models' shows the names")
 
 
+def typed(names: Iterable[str]) -> set[str]:
+    """Of the options called so those that stand on the command line, rather than in a configuration."""
+    context = click.get_current_context()
+    return {name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
 def settle_calibration(values: dict) -> None:
     """Of options that say which images to calibrate on, let those of the command line win over a configuration's.
 
     Raises `click.UsageError` where the command line contradicts itself.
     """
-    typed = _typed(values)
-    drawing = typed & {"ratio", "samples", "stratified", "resample"}
-    if named := drawing | (typed & {"calibration"}):
-        if "calibration_data" in typed and not values["calibration_data"]:
+    given = typed(values)
+    drawing = given & {"ratio", "samples", "stratified", "resample"}
+    if named := drawing | (given & {"calibration"}):
+        if "calibration_data" in given and not values["calibration_data"]:
             raise click.UsageError(f"expected --no-calibration-data or --{min(named)}, got both")
         values["calibration_data"] = True
-    if {"ratio", "samples"} <= typed:
+    if {"ratio", "samples"} <= given:
         raise click.UsageError("expected --ratio or --samples, got both")
-    if drawing and "calibration" in typed:
+    if drawing and "calibration" in given:
         raise click.UsageError(f"expected --calibration or --{min(drawing)}, got both")
-    if "ratio" in typed:
+    if "ratio" in given:
         values["samples"] = None
     if drawing:
         values["calibration"] = None
@@ -175,12 +196,6 @@ def settle_calibration(values: dict) -> None:
 
 def settle_levels(values: dict) -> None:
     """Let a number of levels on the command line win over a configuration's choice of levels."""
-    typed = _typed(values)
-    if "kbits" in typed and values["kbits"] != AUTO and "target_bits" not in typed:
+    given = typed(values)
+    if "kbits" in given and values["kbits"] != AUTO and "target_bits" not in given:
         values["target_bits"] = None
-
-
-def _typed(values: dict) -> set[str]:
-    """The options that stand on the command line."""
-    context = click.get_current_context()
-    return {name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}

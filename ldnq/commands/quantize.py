@@ -1,41 +1,34 @@
 """`ldnq quantize`."""
 
-import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ldnq.commands import console, options
-from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig, read_options
-
-
-def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-    # A configuration's values become defaults, so that options given beside it win.
-    if path is not None:
-        stored = read_options(path)
-        for name in ("model_args", "kbits_for"):
-            stored[name] = [f"{key}={json.dumps(value)}" for key, value in stored.get(name, {}).items()]
-        ctx.default_map = stored
+from ldnq.commands.completion import complete
+from ldnq.commands.config_file import config_option, use_config
+from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig
 
 
 def _go_on(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
     if run is not None:
-        _read_config(ctx, param, run / "config.json")
+        use_config(ctx, run / "config.json")
     return run
 
 
 @click.command("quantize", short_help="Quantize a trained network with a few of its images.")
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", callback=_read_config, is_eager=True,
-    expose_value=False, help="Repeat the run of this config.json; options beside it win.",
-)  # fmt: skip
+@config_option
 @options.network_options
 @options.data_options
 @options.calibration_options
 @options.calibration_file_option
 @options.synthesis_options
-@click.option("--preset", default="balanced", show_default=True, help="What is done; see 'ldnq list presets'.")
+@click.option(
+    "--preset", default="balanced", show_default=True, shell_complete=complete("presets"),
+    help="What is done; see 'ldnq list presets'.",
+)  # fmt: skip
 @click.option("--method", type=click.Choice(METHODS), default="ldnq", show_default=True, help="The family of stages.")
 @click.option(
     "--kbits", type=click.Choice([*(str(k) for k in KBITS), AUTO]), default="3", show_default=True,
@@ -64,7 +57,7 @@ def _go_on(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path
     "--resume", type=click.Path(path_type=Path), metavar="RUN", callback=_go_on, is_eager=True,
     help="Go on with the run in this folder, that was stopped; no other option is needed.",
 )  # fmt: skip
-def quantize_command(output: Path | None, resume: Path | None, curves: bool, **values) -> None:
+def quantize_command(output: Path | None, resume: Path | None, curves: bool, **values: Any) -> None:
     """Quantize a trained network layer by layer with a small sample of its training images.
 
     \b
@@ -83,9 +76,9 @@ def quantize_command(output: Path | None, resume: Path | None, curves: bool, **v
     options.settle_calibration(values)
     options.settle_levels(values)
     config = RunConfig.from_options(values)
-    from ldnq.pipeline import run
-
     with console.progress():
+        from ldnq.pipeline import run
+
         result = run(config, resume or output, shlex.join(["ldnq", *options.words("quantize")]), curves)
     if config.recipe.kbits == AUTO:
         rows = [(name, f"{w.codes.numel():,}", w.codebook.num_levels) for name, w in result.model.weights.items()]

@@ -3,14 +3,17 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ldnq.commands import console, options
+from ldnq.commands.config_file import config_option
 from ldnq.config import RunConfig
 
 
 @click.command("train", short_help="Train a float network to start from.")
+@config_option
 @options.model_option
 @options.model_args_option
 @click.option("--num-classes", type=click.IntRange(2), help="Outputs of the network; the dataset's classes otherwise.")
@@ -32,7 +35,9 @@ from ldnq.config import RunConfig
 @options.runtime_options
 @options.tensorboard_option
 @options.output_option
-def train_command(output: Path | None, init: Path | None, half: bool, compiled: bool, curves: bool, **values) -> None:
+def train_command(
+    output: Path | None, init: Path | None, half: bool, compiled: bool, curves: bool, **values: Any
+) -> None:
     """Train a float network, as a start for quantization. An interrupted run goes on when started again.
 
     \b
@@ -41,14 +46,13 @@ def train_command(output: Path | None, init: Path | None, half: bool, compiled: 
     """
     options.require_model(values["model"])
     config = RunConfig.from_options(values)
-    from ldnq.training import TrainingRecipe
-
-    names = ("epochs", "batch_size", "lr", "weight_decay", "schedule", "seed")
-    recipe = TrainingRecipe(**{name: values[name] for name in names})
-    from ldnq.baseline import train
-
     command = shlex.join(["ldnq", *_without_folders(options.words("train"))])
     with console.progress():
+        from ldnq.baseline import train
+        from ldnq.training import TrainingRecipe
+
+        names = ("epochs", "batch_size", "lr", "weight_decay", "schedule", "seed")
+        recipe = TrainingRecipe(**{name: values[name] for name in names})
         path, card = train(
             config, recipe, output, init=init, half=half, compiled=compiled, command=command, curves=curves
         )

@@ -29,5 +29,14 @@ def load_cifar10(root: Path, split: str, download: bool = False) -> Images:
 
 datasets.add(
     "cifar10",
-    DatasetFamily("cifar10", load_cifar10, "60,000 photographs of ten classes, 32x32", 10, 32, MEAN, STD),
+    DatasetFamily(
+        "cifar10",
+        load_cifar10,
+        "60,000 photographs of ten classes, 32x32",
+        10,
+        32,
+        MEAN,
+        STD,
+        paper="Krizhevsky 2009",
+    ),
 )

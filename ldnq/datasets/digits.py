@@ -28,7 +28,7 @@ def load_digits(root: Path, split: str, download: bool = False) -> Images:
 
 
 def _enlarge(grey: np.ndarray) -> np.ndarray:
-    return np.array(Image.fromarray(grey).resize((32, 32), Image.BILINEAR).convert("RGB"))
+    return np.array(Image.fromarray(grey).resize((32, 32), Image.Resampling.BILINEAR).convert("RGB"))
 
 
 datasets.add(
@@ -43,5 +43,6 @@ datasets.add(
         std=(0.325, 0.325, 0.325),
         flip=False,
         embedded=True,
+        paper="Alpaydin and Kaynak 1998",
     ),
 )

@@ -8,7 +8,9 @@ IMAGENETTE_CLASSES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 
 datasets.add(
     "imagenet",
-    DatasetFamily("imagenet", load_splits, "ILSVRC 2012: train/<wnid>/ and val/<wnid>/", 1000, 224),
+    DatasetFamily(
+        "imagenet", load_splits, "ILSVRC 2012: train/<wnid>/ and val/<wnid>/", 1000, 224, paper="arXiv 1409.0575"
+    ),
 )
 datasets.add(
     "imagenette",
@@ -19,5 +21,6 @@ datasets.add(
         10,
         224,
         class_subset=IMAGENETTE_CLASSES,
+        paper="arXiv 1409.0575",
     ),
 )

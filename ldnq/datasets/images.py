@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldnq.errors import DataError
 from ldnq.preprocessing import Preprocessing, to_rgb
+from ldnq.progress import track
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 UNLABELLED = -1
@@ -129,7 +131,7 @@ class Prepared(Dataset):
 
 
 class _Loader(DataLoader):
-    def __iter__(self):
+    def __iter__(self) -> Any:
         try:
             yield from super().__iter__()
         except DataError as error:
@@ -142,13 +144,13 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
     return _Loader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0)
 
 
-def in_memory(dataset: Prepared, workers: int = 0, progress=iter) -> tuple[Tensor, Tensor]:
-    """All of `dataset` as (n, 3, s, s) uint8 and (n,) int64; `progress` wraps the iteration over batches."""
+def in_memory(dataset: Prepared, workers: int = 0) -> tuple[Tensor, Tensor]:
+    """All of `dataset` as (n, 3, s, s) uint8 and (n,) int64."""
     size = dataset.preprocessing.image_size
     images = torch.empty(len(dataset), 3, size, size, dtype=torch.uint8)
     labels = torch.empty(len(dataset), dtype=torch.int64)
     position = 0
-    for batch, batch_labels in progress(loader(dataset, 256, workers)):
+    for batch, batch_labels in track(loader(dataset, 256, workers), "loading images"):
         images[position : position + len(batch)] = batch
         labels[position : position + len(batch)] = batch_labels
         position += len(batch)

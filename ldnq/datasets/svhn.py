@@ -25,5 +25,15 @@ def load_svhn(root: Path, split: str, download: bool = False) -> Images:
 
 datasets.add(
     "svhn",
-    DatasetFamily("svhn", load_svhn, "99,289 photographed house digits, 32x32", 10, 32, MEAN, STD, flip=False),
+    DatasetFamily(
+        "svhn",
+        load_svhn,
+        "99,289 photographed house digits, 32x32",
+        10,
+        32,
+        MEAN,
+        STD,
+        flip=False,
+        paper="Netzer et al. 2011",
+    ),
 )

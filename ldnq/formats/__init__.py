@@ -28,5 +28,13 @@ def load(path: str | Path, module: nn.Module | None = None) -> QuantizedModel:
 
     `module` is a network to fill, needed where the file's network is not one that ldnq builds by name. Raises
     `CheckpointError` where the file does not fit it or cannot be read.
+
+    >>> import ldnq, tempfile, torch
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    >>> model = ldnq.quantize(network, [torch.rand(8, 1, 2, 2)], preset="fast")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = ldnq.save(model, f"{folder}/model.h5")
+    ...     torch.equal(ldnq.load(f"{folder}/model.h5", network).module[1].weight, model.module[1].weight)
+    True
     """
     return read(path).assemble(path, module)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,12 +139,12 @@ def digest(header: Mapping[str, Any], weights: Mapping[str, QuantizedWeight], te
     return found.hexdigest()
 
 
-def to_bytes(tensor: Tensor):
+def to_bytes(tensor: Tensor) -> np.ndarray:
     """The little-endian bytes of `tensor`, as a flat uint8 array."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-def _update(found, name: str, tensor: Tensor) -> None:
+def _update(found: Any, name: str, tensor: Tensor) -> None:
     found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
     found.update(to_bytes(tensor).tobytes())
 

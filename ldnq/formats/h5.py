@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ BLOCKS = {"codes": "u1", "scales": "<f4", "levels": "<f4", "tensors": "u1"}
 
 
 def save(model: QuantizedModel, path: str | Path) -> dict[str, int]:
-    """Write `model` to `path`; returns the bytes of codes, scales, tensors, overhead (the rest) and the whole file."""
+    """Write `model` to `path`; returns the bytes of codes, scales, tensors, overhead (the rest) and the whole file.
+
+    >>> import ldnq, tempfile, torch
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(100, 8, bias=False))
+    >>> model = ldnq.quantize(network, [torch.rand(50, 1, 10, 10)], kbits=3, preset="fast")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ldnq.save(model, f"{folder}/model.h5")["codes"]  # 800 weights of log2(3) bits
+    160
+    """
     path = Path(path)
     codebooks = list(dict.fromkeys(weight.codebook for weight in model.weights.values()))
     others = float_tensors(model)
@@ -77,7 +85,7 @@ def read(path: str | Path) -> Contents:
 
 def _filter(name: str, block: np.ndarray) -> dict[str, Any]:
     """Options of the dataset: codes whose zeros are many or lie together are deflated, if that is worth it."""
-    if name != "codes" or len(zlib.compress(block, LEVEL)) > WORTHWHILE * len(block):
+    if name != "codes" or len(zlib.compress(block.tobytes(), LEVEL)) > WORTHWHILE * len(block):
         return {}
     return {"chunks": block.shape, "compression": "gzip", "compression_opts": LEVEL}
 
@@ -144,6 +152,6 @@ class _Reader:
             raise ValueError("a block holds more than the header says")
 
 
-def _join(arrays) -> np.ndarray:
+def _join(arrays: Iterable[np.ndarray]) -> np.ndarray:
     arrays = list(arrays)
     return np.concatenate(arrays) if arrays else np.empty(0, np.uint8)

@@ -152,7 +152,7 @@ def read(path: Path) -> Contents:
         return Contents.parse(metadata["header"], weights, tensors)
 
 
-def _metadata(graph, model: QuantizedModel) -> dict[str, Any]:
+def _metadata(graph: Any, model: QuantizedModel) -> dict[str, Any]:
     """What `read` needs beside the graph: tensors of the state dict that are not in it lie here in base64."""
     header, others = describe(model), float_tensors(model)
     return {
@@ -164,7 +164,7 @@ def _metadata(graph, model: QuantizedModel) -> dict[str, Any]:
     }
 
 
-def _place(graph, name: str, tensor: Tensor) -> list:
+def _place(graph: Any, name: str, tensor: Tensor) -> list:
     values = to_bytes(tensor).tobytes()
     # numpy has no bfloat16.
     if name in graph.initializers and tensor.dtype != torch.bfloat16:
@@ -195,18 +195,18 @@ def _tensor(name: str, entry: list, initializers: Mapping[str, Any]) -> Tensor:
     return raw.view(DTYPES[dtype]).view(shape) if values else torch.empty(shape, dtype=DTYPES[dtype])
 
 
-def _array(tensor) -> np.ndarray:
+def _array(tensor: Any) -> np.ndarray:
     onnx = require("onnx", "onnx")
     if not tensor.raw_data and math.prod(tensor.dims):
         raise ValueError(f"{tensor.name} is not stored as raw bytes")
     return onnx.numpy_helper.to_array(tensor).copy()
 
 
-def _digest_of_graph(proto) -> str:
+def _digest_of_graph(proto: Any) -> str:
     return hashlib.sha256(proto.graph.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _session(model: bytes, optimize: bool = True, optimized: Path | None = None):
+def _session(model: bytes, optimize: bool = True, optimized: Path | None = None) -> Any:
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
@@ -221,7 +221,7 @@ def _session(model: bytes, optimize: bool = True, optimized: Path | None = None)
         raise ExportError(f"onnxruntime {runtime.__version__} does not take the file: {message}") from error
 
 
-def _forward(session) -> Callable[[Tensor], Tensor]:
+def _forward(session: Any) -> Callable[[Tensor], Tensor]:
     return lambda batch: torch.from_numpy(session.run(["output"], {"input": batch.numpy(force=True)})[0])
 
 

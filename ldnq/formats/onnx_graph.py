@@ -1,6 +1,7 @@
 """The graph of a network in ONNX, and what is done to it."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from ldnq.quantizers.activations import input_grid
 CODES, SCALE, ZERO = ".codes", ".scale", ".zero_point"
 
 
-def trace(module: nn.Module, example: Tensor, opset: int):
+def trace(module: nn.Module, example: Tensor, opset: int) -> Any:
     """The network as an `onnx_ir.Model`, with nothing simplified: that would fold batch norms into weights."""
     require("onnxscript", "onnx")
     try:
@@ -38,7 +39,7 @@ def trace(module: nn.Module, example: Tensor, opset: int):
     return program.model
 
 
-def put_integers(graph, model: QuantizedModel, name: str, kind: str) -> None:
+def put_integers(graph: Any, model: QuantizedModel, name: str, kind: str) -> None:
     """Let the weight called `name` be integers of type `kind` times their scale; and its layer's bias, where that lies
     on the grid of products, so that a runtime need not leave the integers."""
     weight = model.weights[name]
@@ -58,7 +59,7 @@ def put_integers(graph, model: QuantizedModel, name: str, kind: str) -> None:
         _dequantize(graph, bias, steps.numpy().astype(np.int32), unit.numpy())
 
 
-def simplify(model) -> None:
+def simplify(model: Any) -> None:
     """Compute what is constant and take out what nothing needs; batch norms stay what they are."""
     ir, optimizer = require("onnx_ir", "onnx"), require("onnxscript.optimizer", "onnx")
     optimizer.fold_constants(model)
@@ -68,7 +69,7 @@ def simplify(model) -> None:
     passes.RemoveUnusedOpsetsPass()(model)
 
 
-def _dequantize(graph, name: str, integers: np.ndarray, scale: np.ndarray, zero_point: bool = False) -> None:
+def _dequantize(graph: Any, name: str, integers: np.ndarray, scale: np.ndarray, zero_point: bool = False) -> None:
     """Put `integers`, their `scale` and the node that multiplies them in the place of the initializer `name`; with a
     `zero_point` of zero where a runtime wants one to compute with integers."""
     ir = require("onnx_ir", "onnx")

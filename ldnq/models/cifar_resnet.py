@@ -1,5 +1,7 @@
 """ResNets for 32x32 images, as in He et al., Deep Residual Learning (arXiv 1512.03385), section 4.2."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,13 +78,19 @@ class CifarResNet(nn.Module):
         return self.linear(torch.flatten(F.adaptive_avg_pool2d(out, 1), 1))
 
 
-def _build(blocks: int):
-    def build(num_classes: int = 10, **arguments) -> CifarResNet:
-        return CifarResNet(blocks, num_classes, **arguments)
+def _family(name: str, blocks: int) -> ModelFamily:
+    return ModelFamily(
+        name,
+        partial(CifarResNet, blocks),
+        image_size=32,
+        default_dataset="cifar10",
+        summary=f"Deep Residual Learning for Image Recognition, {6 * blocks + 2} layers for 32x32 images",
+        paper="arXiv 1512.03385",
+    )
 
-    return build
 
-
-for _blocks in (3, 5, 7, 9, 18):
-    _name = f"resnet{6 * _blocks + 2}"
-    models.add(_name, ModelFamily(_name, _build(_blocks), image_size=32, default_dataset="cifar10"))
+models.add("resnet20", _family("resnet20", 3))
+models.add("resnet32", _family("resnet32", 5))
+models.add("resnet44", _family("resnet44", 7))
+models.add("resnet56", _family("resnet56", 9))
+models.add("resnet110", _family("resnet110", 18))

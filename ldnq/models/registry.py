@@ -1,11 +1,28 @@
 """The table of network families, and what a family says of itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
+from ldnq.preprocessing import Preprocessing
 from ldnq.registry import Registry
+
+
+class Published(Protocol):
+    """Weights trained on ImageNet that somebody offers; as a text, whose they are."""
+
+    @property
+    def file(self) -> str | None:
+        """The name of their file, by which it is known wherever it lies."""
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a model card would say: the number of classes, the preprocessing."""
+
+    def fetch(self, folder: str) -> Mapping[str, Tensor]:
+        """The state dict, downloaded where need be; raises `CheckpointError` that says what to put into `folder`."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +30,8 @@ class ModelFamily:
     """A network by name.
 
     `build(num_classes=…, **arguments)` makes it with random weights; `image_size` is its native input size in pixels,
-    cut from images whose shorter side is `resize`; `torchvision_weights` names the published weights it starts from.
+    cut from images whose shorter side is `resize`; `published` gives the weights that it starts from, `preprocessing`
+    the network's own where it does not depend on the dataset; `summary` and `paper` say what it is.
     """
 
     name: str
@@ -21,7 +39,10 @@ class ModelFamily:
     image_size: int
     default_dataset: str
     resize: int | None = None
-    torchvision_weights: str | None = None
+    published: Callable[[], Published] | None = None
+    preprocessing: Preprocessing | None = None
+    summary: str = ""
+    paper: str = ""
 
 
 models: Registry[ModelFamily] = Registry("model")

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Container, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,14 +126,14 @@ class _Recorder(fx.Interpreter):
         super().__init__(traced)
         self.floats: set[str] = set()
 
-    def run_node(self, n: fx.Node):
+    def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor) and value.is_floating_point():
             self.floats.add(n.name)
         return value
 
 
-def _kind(traced: fx.GraphModule, node: fx.Node):
+def _kind(traced: fx.GraphModule, node: fx.Node) -> Any:
     return type(traced.get_submodule(node.target)) if node.op == "call_module" else node.target
 
 

@@ -40,13 +40,15 @@ class CoordinateDescent:
 
     def _solve_rows(self, problem: LayerProblem) -> tuple[Fit, list[float]]:
         """The best of all starts, and the errors by sweep of one after the other."""
-        best, errors = None, []
+        best: Fit | None = None
+        errors: list[float] = []
         for start in self.starts:
             solution = start(problem)
             fit = problem.fit(problem.codebook.values(solution.codes, problem.target.dtype), solution.scale)
             fit, history = self._descend(problem, fit)
             best = best.or_better(fit) if best else fit
             errors += history
+        assert best, "there is a start"
         return best, [*errors, float(best.error.sum())]
 
     def _descend(self, problem: LayerProblem, fit: Fit) -> tuple[Fit, list[float]]:

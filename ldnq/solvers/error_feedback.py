@@ -1,11 +1,12 @@
 """Rounding with error feedback (OBQ, arXiv 2208.11580; GPTQ, arXiv 2210.17323), as a beam search."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ldnq.problem import LayerProblem, LayerSolution, factorize, project
+from ldnq.problem import Fit, LayerProblem, LayerSolution, factorize, project
 from ldnq.solvers.registry import solvers
 
 # Numbers rounded at once: 512 MiB in float64.
@@ -43,16 +44,18 @@ class ErrorFeedback:
         choices = torch.tensor(codebook.levels, device=W.device)
         _, fitted = project(W, codebook, problem.per_channel)
 
-        def fits(scales: list[Tensor], beam: int):
+        def fits(scales: list[Tensor], beam: int) -> Iterator[Fit]:
             # All scales in one pass, as if each were a layer of its own.
             rounded = self._round(torch.cat([(ordered / scale).float() for scale in scales], 1), U, choices, beam)
             for levels, scale in zip(rounded.chunk(len(scales), 1), scales):
                 yield problem.fit(torch.empty_like(W).scatter_(2, columns, levels.to(W)), scale)
 
-        best, several = None, self._width(1, W.numel() * self.scales)
+        best: Fit | None = None
+        several = self._width(1, W.numel() * self.scales)
         for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // W.numel())):
             for fit in fits([fitted * float(factor) for factor in factors], several):
                 best = best.or_better(fit) if best else fit
+        assert best, "there are scales"
         errors = [float(best.error.sum())]
         if self.beam > 1:
             (fit,) = fits([best.scale], self._width(self.beam, W.numel()))

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -83,7 +84,7 @@ class _Observer(fx.Interpreter):
         self.names = [node.name for node in traced.graph.nodes if node.name in names]
         self.kept: dict[str, list[Tensor]] = {name: [] for name in self.names}
 
-    def run_node(self, n: fx.Node):
+    def run_node(self, n: fx.Node) -> Any:
         """The value, of which some entries are kept."""
         value = super().run_node(n)
         if n.name in self.kept:

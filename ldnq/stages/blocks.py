@@ -11,7 +11,7 @@ from ldnq import tensorboard
 from ldnq.calibration import CalibrationImages
 from ldnq.curvature import channel_curvature
 from ldnq.graph import run_to
-from ldnq.progress import track
+from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.soft_assignment import SoftAssignment
@@ -51,7 +51,7 @@ class BlockReconstruction:
         names = [name for name in Wiring(state.teacher).blocks() if _weights(state, name)]
         if not names:
             log.warning("no residual blocks found: layers stay as they were quantized, one by one")
-        for name in track(names, "reconstructing blocks"):
+        for name in track(names, "reconstructing blocks", str):
             curvature = channel_curvature(state.teacher, name, calibration.batches(), generator)
             task, exam = (
                 Task.gather(state, name, images.views(self.views, generator), curvature)
@@ -71,7 +71,7 @@ class BlockReconstruction:
             self._train(task, weights, generator)
         with torch.no_grad():
             end = float(exam.error())
-        log.info("block %s: relative error %.4f, was %.4f", name, end, start)
+        say(f"relative error {end:.4f}, was {start:.4f}")
         if not end < start:
             task.block.load_state_dict(before)
             state.weights.update(codes)
@@ -113,8 +113,8 @@ class Task:
             for x, y in run_to(state.teacher, name, batch):
                 teacher_inputs.append(x)
                 targets.append(y)
-        samples = (torch.cat(parts) for parts in (inputs, teacher_inputs, targets))
-        return cls(state.student.get_submodule(name), *samples, curvature)
+        block = state.student.get_submodule(name)
+        return cls(block, torch.cat(inputs), torch.cat(teacher_inputs), torch.cat(targets), curvature)
 
     def error(
         self, chosen: Tensor | slice = slice(None), mixed: float = 0.0, generator: torch.Generator | None = None

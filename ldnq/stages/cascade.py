@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ldnq import tensorboard
 from ldnq.calibration import CalibrationImages
+from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Cascade:
         losses = self._losses(state, optimizer, calibration.random_batches(self.batch_size, generator))
         steps = -(-len(calibration) // self.batch_size)
         best, stale = float("inf"), 0
-        for _ in range(self.max_epochs):
+        for _ in track(range(self.max_epochs), "cascade update"):
             epoch = list(islice(losses, steps))
             if not epoch:
                 break

@@ -14,7 +14,7 @@ from ldnq import tensorboard
 from ldnq.augmentation import mix
 from ldnq.calibration import CalibrationImages
 from ldnq.graph import recorded
-from ldnq.progress import track
+from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.power_of_two import Rounding
@@ -69,6 +69,7 @@ class Distillation:
                 if step % max(1, self.steps // self.checks) == 0:
                     held_out = exam(average.module)
                     best.offer(average.module, held_out)
+                    say(f"loss on held-out images {best.loss:.4f}")
                     tensorboard.scalar("distillation/held-out", held_out, step)
                     tensorboard.histograms(state.student, step)
             best.restore(state.student)

@@ -18,7 +18,7 @@ from ldnq.graph import Layer, SkippedLayer, find_layers
 from ldnq.joints import Joints
 from ldnq.moments import Moments, gather_moments
 from ldnq.problem import Solver, least_squares
-from ldnq.progress import track
+from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.reconstruction import Reconstruction
@@ -81,19 +81,16 @@ class Layerwise:
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
     ) -> QuantizationState:
         course = self.prepare(state, calibration, generator)
-        layers = course.layers
         state.journal.catch_up(generator)
         finished = {result.layer.name for result in state.results}
-        for position, layer in enumerate(track(layers, "quantizing layers"), 1):
+        for layer in track(course.layers, "quantizing layers", _title):
             if layer.name in finished:
                 continue
             codebook = last_match(self.codebooks, layer.name, self.codebook)
             result = self.reconstruction(state, layer, course)(self.solver, codebook, state)
             state.results.append(result)
-            log.info(
-                "layer %d of %d, %s %s: relative error %.4f",
-                position, len(layers), layer.name, "x".join(map(str, layer.shape)), result.relative_error,
-            )  # fmt: skip
+            mean = sum(result.relative_error for result in state.results) / len(state.results)
+            say(f"relative error {result.relative_error:.4f}, mean so far {mean:.4f}")
             if self.cascade:
                 state = self.cascade(state, calibration, generator)
             state.journal.note(state, generator)
@@ -112,11 +109,12 @@ class Layerwise:
         """Layers to quantize, and those that the options leave out."""
         _check_patterns("--skip", self.skip, layers)
         ends = {layers[0].name, layers[-1].name} if layers and self.keep_first_last else set()
-        chosen, left_out = [], []
+        chosen: list[Layer] = []
+        left_out: list[SkippedLayer] = []
         for layer in layers:
-            pattern = next((pattern for pattern in self.skip if fnmatchcase(layer.name, pattern)), None)
-            if pattern is not None:
-                left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, f"--skip {pattern}"))
+            skipped = next((pattern for pattern in self.skip if fnmatchcase(layer.name, pattern)), None)
+            if skipped is not None:
+                left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, f"--skip {skipped}"))
             elif layer.name in ends:
                 left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, "--keep-first-last"))
             else:
@@ -160,7 +158,9 @@ class Layerwise:
         """What the solver is told of how the network feels errors of the layers' outputs, by the layers' names."""
         if not self.coupling:
             return {}
-        found = sensitivities(state.teacher, layers, calibration.batches(), self.draws, generator)
+        number = -(-len(calibration) // calibration.batch_size)
+        batches = track(calibration.batches(), "measuring sensitivities", total=number)
+        found = sensitivities(state.teacher, layers, batches, self.draws, generator)
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
 
     def _damped(self, sensitivity: Tensor) -> Tensor:
@@ -174,8 +174,8 @@ class Layerwise:
         joints = course.joints
         with_bias = self._with_bias(state, layer)
         receiver = joints.receiver(layer.name) if self.asymmetric and not with_bias else None
-        modules = (module.get_submodule(layer.name) for module in (state.student, state.teacher))
-        raw = gather_moments(layer, *modules, self._calls(layer, joints, course.walks()))
+        student, teacher = (module.get_submodule(layer.name) for module in (state.student, state.teacher))
+        raw = gather_moments(layer, student, teacher, self._calls(layer, joints, course.walks()))
         _remark(layer, raw)
         # Where something takes up an offset, the means of inputs and outputs do not matter.
         moments = raw.centred() if receiver else raw
@@ -226,6 +226,10 @@ def _check_patterns(option: str, patterns: Iterable[str], layers: Sequence[Layer
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             names = [layer.name for layer in layers]
             raise UsageError(f"{option} {pattern} matches none of the layers: {shorten(names)}")
+
+
+def _title(layer: Layer) -> str:
+    return f"{layer.name} {'x'.join(map(str, layer.shape))}"
 
 
 def _remark(layer: Layer, moments: Moments) -> None:

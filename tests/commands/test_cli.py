@@ -1,26 +1,38 @@
+import json
+import os
+import platform
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import ldnq as package
 from ldnq.cli import COMMANDS
+from ldnq.commands.completion import registered
 
 CHECKOUT = Path(package.__file__).parent.parent
+HEAVY = {"torch", "numpy", "h5py", "rich.console"}
 
 
-def _run(*words, cwd=None):
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=cwd, timeout=60)
+def _run(*words, cwd=None, env=None):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=env, timeout=60)
+
+
+def _imported(result):
+    """The modules that a process run with `-X importtime` has imported."""
+    return {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
 
 
 def test_help_does_not_wait_for_torch():
     result = _run("-X", "importtime", "-m", "ldnq", "--help")
     assert result.returncode == 0
     assert all(name in result.stdout for name in COMMANDS)
-    imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
+    imported = _imported(result)
     assert "click" in imported
-    assert not imported & {"torch", "numpy", "h5py", "rich.console"}
+    assert not imported & HEAVY
 
 
 @pytest.mark.skipif(not (CHECKOUT / "cli.py").exists(), reason="needs a checkout")
@@ -35,9 +47,12 @@ def test_every_command_has_help_with_an_example(ldnq, name):
     assert f"ldnq {name}" in result.out
 
 
-@pytest.mark.parametrize("what", ["models", "datasets", "solvers", "presets"])
+@pytest.mark.parametrize("what", ["models", "datasets", "methods", "stages", "solvers", "presets", "formats"])
 def test_lists_name_what_options_accept(ldnq, what):
     expected = {
+        "methods": ["ldnq"],
+        "stages": ["layerwise", "cascade", "blocks", "distillation", "activations"],
+        "formats": ["onnx", "safetensors", "torch", "torch-export"],
         "models": ["resnet20", "resnet110", "resnet18", "mobilenet_v2"],
         "datasets": ["cifar10", "digits", "folder", "imagenet", "imagenette", "svhn"],
         "solvers": ["admm", "nearest"],
@@ -47,6 +62,91 @@ def test_lists_name_what_options_accept(ldnq, what):
     assert all(name in words for name in expected[what])
 
 
+@pytest.mark.parametrize(
+    ("what", "name", "words"),
+    [
+        ("solvers", "admm", ["alternating direction method of multipliers", "AAAI 2019"]),
+        ("stages", "blocks", ["Reconstruction of one residual block", "arXiv 2102.05426"]),
+        ("models", "resnet18", ["224", "imagenet", "Deep Residual Learning for Image Recognition", "arXiv 1512.03385"]),
+        ("models", "resnet20", ["32", "cifar10", "20 layers", "arXiv 1512.03385"]),
+        ("datasets", "imagenet", ["ILSVRC 2012", "arXiv 1409.0575"]),
+    ],
+)
+def test_lists_say_what_a_name_stands_for_and_where_it_was_published(ldnq, what, name, words):
+    (line,) = (line for line in ldnq("list", what).out.splitlines() if line.split()[:1] == [name])
+    assert all(word in line for word in words)
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets", "solvers", "presets", "formats"])
+def test_the_shell_completes_all_registered_names(kind):
+    registry = getattr(import_module(f"ldnq.{kind}"), kind)
+    assert sorted(registered(kind)) == sorted(registry)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("ldnq swe", {"sweep"}),
+        ("ldnq quantize --model resnet11", {"resnet110"}),
+        ("ldnq sweep --models resnet20,resnet11", {"resnet20,resnet110"}),
+        ("ldnq quantize --solver ad", {"admm"}),
+        ("ldnq quantize --preset ba", {"balanced"}),
+        ("ldnq export --format safe", {"safetensors"}),
+        ("ldnq sample --dataset dig", {"digits"}),
+        ("ldnq list sol", {"solvers"}),
+        ("ldnq quantize --kbits 1", {"11"}),
+    ],
+)
+def test_completion_does_not_wait_for_torch(line, expected):
+    words = line.split()
+    settings = {"_LDNQ_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    result = _run("-X", "importtime", "-m", "ldnq", env=os.environ | settings)
+    assert {entry.partition(",")[2] for entry in result.stdout.split()} == expected
+    assert not _imported(result) & HEAVY
+
+
+def test_environment_is_what_a_bug_report_needs(ldnq):
+    found = json.loads(ldnq("env", "--json").out)
+    assert found["ldnq"] == package.__version__
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert found["devices"][0] == "cpu"
+    assert found["cpu"] == torch.backends.cpu.get_cpu_capability()
+    text = ldnq("env").out
+    assert torch.__version__ in text
+    assert platform.platform() in text
+
+
+def test_help_says_what_exit_codes_mean(ldnq):
+    lines = ldnq("--help").out.splitlines()
+    assert [line.split()[0] for line in lines[-4:]] == ["0", "1", "2", "130"]
+
+
 def test_an_unknown_option_is_one_line(ldnq):
     result = ldnq("quantize", "--no-such-option")
     assert (result.code, result.err.count("\n")) == (2, 1)
+
+
+def _interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "kept"),
+    [
+        (
+            "ldnq.stages.layerwise.Layerwise._quantize",
+            ["quantize", "--output", "run"],
+            "run/config.json is saved, 'ldnq quantize --config run/config.json --output run' starts again",
+        ),
+        ("ldnq.measurement.evaluate", ["evaluate"], "nothing was saved"),
+    ],
+    ids=["quantize", "evaluate"],
+)
+def test_who_interrupts_is_told_what_is_kept(ldnq, tiny, workdir, monkeypatch, part, words, kept):
+    monkeypatch.setattr(part, _interrupt)
+    result = ldnq(words[0], *tiny, *words[1:])
+    assert (result.code, result.out) == (130, "")
+    assert result.err.splitlines()[-1] == f"interrupted: {kept}"
+    assert "Traceback" not in result.err

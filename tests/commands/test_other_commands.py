@@ -18,7 +18,7 @@ def test_training_writes_weights_with_a_model_card(trained):
         "ldnq train --model tiny_network:build --dataset digits --image-size 32 --epochs 8 --lr 0.1 --batch-size 64 "
         "--precision 32"
     )
-    losses = [float(line.rsplit(" ", 1)[1]) for line in trained.log.splitlines() if line.startswith("epoch")]
+    losses = [float(line.rsplit(" ", 1)[1]) for line in trained.log.splitlines() if line.startswith("epochs ")]
     assert len(losses) == 8
     assert losses[-1] < losses[0] / 2
 
@@ -37,7 +37,11 @@ def test_interrupted_training_ends_as_if_it_had_not_been(ldnq, tiny, workdir, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save", save_and_stop)
-        assert ldnq(*options, "--output", "parts").code == 130
+        stopped = ldnq(*options, "--output", "parts")
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-1] == (
+        "interrupted: 1 of 2 epochs are saved in parts/state.pt, the same command goes on"
+    )
     resumed = ldnq(*options, "--output", "parts")
     assert "going on after epoch 1 of 2" in resumed.err
     name = "tiny_network.build-digits.safetensors"

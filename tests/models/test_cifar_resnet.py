@@ -122,4 +122,4 @@ def test_another_shortcut_is_refused():
 def test_a_family_states_its_input_size_and_usual_dataset(name):
     family = models.get(name)
     assert (family.name, family.image_size, family.default_dataset) == (name, 32, "cifar10")
-    assert family.torchvision_weights is None
+    assert family.published is None

@@ -19,7 +19,7 @@ def test_every_classifier_of_torchvision_is_known():
 @pytest.mark.parametrize("name", SOME)
 def test_a_network_has_as_many_parameters_as_its_published_weights(name):
     family = models.get(name)
-    published = torchvision.models.get_model_weights(name)[family.torchvision_weights]
+    published = family.published().entry
     with torch.device("meta"):
         module = family.build(num_classes=1000)
     assert sum(parameter.numel() for parameter in module.parameters()) == published.meta["num_params"]
@@ -51,7 +51,7 @@ def test_arguments_reach_torchvision():
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "vgg16"])
 def test_weights_are_those_of_the_paper(name):
-    assert models.get(name).torchvision_weights == "IMAGENET1K_V1"
+    assert models.get(name).published().entry.name == "IMAGENET1K_V1"
 
 
 @pytest.mark.parametrize("name", SOME)

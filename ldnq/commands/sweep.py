@@ -1,0 +1,84 @@
+"""`ldnq sweep`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ldnq.commands import console, options
+from ldnq.commands.completion import complete
+from ldnq.commands.config_file import config_option
+from ldnq.commands.quantize import quantize_command
+from ldnq.config import RunConfig
+from ldnq.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+# Of the options of quantize, those that a sweep has in another form.
+OWN = {"model", "kbits", "seed", "output"}
+PASSED = [option for option in quantize_command.params if option.expose_value and option.name not in OWN]
+
+
+class Several(click.ParamType):
+    """Values with commas between them, each of the type `single`."""
+
+    def __init__(self, single: click.ParamType, name: str) -> None:
+        self.single = single
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """A tuple of distinct values, in the order given."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in value.split(",") if word.strip()]
+        if not words:
+            self.fail(f"expected values with commas between them, got {value!r}", param, ctx)
+        return tuple(dict.fromkeys(self.single.convert(word, param, ctx) for word in words))
+
+
+@click.command("sweep", params=PASSED, short_help="Quantize with many settings, and compare.")
+@config_option
+@click.option(
+    "--models", type=Several(click.STRING, "NAME,…"), shell_complete=complete("models"),
+    help="Networks; see 'ldnq list models'.",
+)  # fmt: skip
+@click.option(
+    "--kbits", type=Several(click.INT, "K,…"), default="3,5,7,9,11", show_default=True, help="Numbers of levels."
+)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Draws of the calibration set.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("results/sweep"), show_default=True, metavar="DIR",
+    help="Folder of all runs; those that it holds are not run again.",
+)  # fmt: skip
+def sweep_command(models: tuple[str, ...], kbits: tuple[int, ...], seeds: int, output: Path, **values: Any) -> None:
+    """Quantize every network with every number of levels and several draws of the calibration set.
+
+    Takes every other option of 'ldnq quantize'. Stopped at any time, it goes on where it was when called again. The
+    table of means is printed and kept as sweep.md, all runs as sweep.csv, the plot as sweep.svg.
+
+    \b
+    ldnq sweep --models resnet20 --dataset digits --kbits 3,5 --seeds 2 --preset fast
+    ldnq sweep --models resnet20,resnet32 --kbits 3,5,7,9,11 --seeds 3
+    """
+    if not models:
+        raise click.UsageError("expected --models NAME,…; 'ldnq list models' shows the names")
+    options.settle_calibration(values)
+    configs = [RunConfig.from_options(values | {"model": models[0], "kbits": number}) for number in kbits]
+    with console.progress():
+        from ldnq.sweep import Sweep
+        from ldnq.tables import HEADER, plot
+
+        summaries = Sweep(configs[0], models, kbits, range(seeds), output)()
+        files = ["sweep.md", "sweep.csv"]
+        try:
+            plot(output / "sweep.svg", summaries)
+            files.append("sweep.svg")
+        except UsageError as error:
+            log.warning("no plot: %s", error)
+    console.table([summary.row() for summary in summaries], HEADER)
+    console.table([("files", f"{output}: {', '.join(files)}, and a folder for each run")])
+
+
+# Its own options come first in the help.
+sweep_command.params.sort(key=PASSED.__contains__)

@@ -1,0 +1,40 @@
+"""The package's functions have the names and the options of the commands."""
+
+import json
+
+import pytest
+import torch
+
+import ldnq
+from ldnq.errors import UsageError
+
+
+def test_a_network_by_name_is_quantized_as_the_command_does(workdir):
+    options = {"dataset": "digits", "preset": "paper", "solver": "nearest", "samples": 20, "training": False}
+    model = ldnq.quantize("resnet20", kbits=9, output="run", **options)
+    metrics = json.loads((workdir / "run/metrics.json").read_text())
+    assert (metrics["kbits"], metrics["calibration_samples"]) == (9, 20)
+    found = ldnq.evaluate("run/model.h5")
+    assert found["top1"] == metrics["quantized_top1"]
+    saved = ldnq.load("run/model.h5").module.state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ldnq.quantize("resnet20", kbit=3), "unknown option 'kbit': did you mean kbits"),
+        (lambda: ldnq.quantize("resnet20", [torch.rand(2, 3, 8, 8)]), "expected a dataset with resnet20, got batches"),
+        (lambda: ldnq.quantize(torch.nn.Flatten()), "expected batches of inputs with a module"),
+        (lambda: ldnq.evaluate(dataset="digits"), "expected a checkpoint or a model, got neither"),
+        (lambda: ldnq.evaluate(model="resnet21"), "unknown model 'resnet21'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(UsageError, match=message):
+        call()
+
+
+def test_a_name_that_the_package_has_not_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        _ = ldnq.quantise
