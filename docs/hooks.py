@@ -1,6 +1,7 @@
 """What MkDocs is told beside `mkdocs.yml`: equations become MathML, and examples of commands become blocks of code."""
 
 import html
+import inspect
 import re
 
 import click
@@ -18,7 +19,8 @@ def on_startup(**_) -> None:
     """Let mkdocs-click see the examples in the help of every command as what they are."""
     context = click.Context(main)
     for command in (main, *(main.get_command(context, name) for name in main.list_commands(context))):
-        command.help = EXAMPLE.sub(lambda match: f"```sh\n{match[1].rstrip()}\n```\n", command.help)
+        help = inspect.cleandoc(command.help)
+        command.help = EXAMPLE.sub(lambda match: f"```sh\n{match[1].rstrip()}\n```\n", help)
 
 
 def on_page_content(text: str, **_) -> str:
