@@ -75,7 +75,7 @@ def quantized(asymmetric: bool, solver: str = "error-feedback") -> QuantizationS
 def codebook(axes: Axes) -> None:
     """Weights of a layer and the levels that they go to."""
     weights = problem(5).target.flatten().numpy()
-    axes.hist(weights, 120, color="0.75")
+    axes.hist(weights, 120, color="0.75", histtype="stepfilled")
     for number, kbits in enumerate((3, 5, 7)):
         book = Codebook.power_of_two(kbits)
         _, scale = project(problem(5).target, book, per_channel=False)
@@ -120,8 +120,9 @@ def asymmetric(axes: Axes) -> None:
     """How far the student's outputs are from the teacher's, layer by layer."""
     for wanted, name in ((False, "target: teacher's weights, student's inputs"), (True, "target: teacher's outputs")):
         state = quantized(wanted)
-        axes.plot([_distance(state, result.layer) for result in state.results], "o-", ms=3, label=name)
-    axes.set(xlabel="layer in the order of execution", ylabel="relative error of the output")
+        errors = [_distance(state, result.layer) for result in state.results]
+        axes.plot(range(1, len(errors) + 1), errors, "o-", ms=3, label=name)
+    axes.set(xlabel="layer in the order of execution", ylabel="relative error of the output", xticks=range(1, 21))
     axes.legend(frameon=False)
 
 
@@ -206,7 +207,7 @@ def distillation(axes: Axes) -> None:
     levels, (lower, upper) = book.values(solution.codes, torch.float64), book.cell(solution.codes, torch.float64)
     latent = levels + 0.9 * (wanted.clamp(lower, upper) - levels)
     for level in book.levels:
-        axes.hist(latent[levels == level].numpy(), np.linspace(-2, 2, 161), label=f"{level:+g}".replace("+0", "0"))
+        axes.hist(latent[levels == level].numpy(), np.linspace(-2, 2, 81), histtype="stepfilled", label=f"{level:+g}")
     axes.set(xlabel="latent value at the start, in units of the scale", ylabel="how often", yticks=[])
     axes.legend(frameon=False, title="level", fontsize=7)
 
