@@ -8,7 +8,6 @@ writes `docs/figures/*.svg`, all of them or those that are named. On one machine
 
 import itertools
 from collections.abc import Callable
-from functools import cache
 
 import click
 import matplotlib
@@ -17,59 +16,21 @@ import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from rows import FIGURES
+from subject import LAYER, chosen, digits, distance, problem, quantized, unseen
 
-from ldnq.calibration import CalibrationImages, draw
+from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
-from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig
 from ldnq.curvature import sensitivities
-from ldnq.data import load_data
-from ldnq.datasets import datasets
-from ldnq.datasets.images import Prepared, in_memory
-from ldnq.graph import Layer, find_layers, run_to
-from ldnq.moments import gather_moments
-from ldnq.network import Network, load_network
-from ldnq.pipeline import apply_stages
-from ldnq.problem import LayerProblem, project
-from ldnq.quantized import QuantizationState
+from ldnq.graph import run_to
+from ldnq.problem import project
 from ldnq.quantizers.soft_assignment import STRETCH
-from ldnq.solvers import solvers
+from ldnq.solvers.admm import Admm
+from ldnq.solvers.coordinate_descent import CoordinateDescent
 from ldnq.solvers.error_feedback import ErrorFeedback
-from ldnq.stages.layerwise import Layerwise
+from ldnq.solvers.nearest import Nearest
 from ldnq.synthesis import Synthesis
 
-LAYER = "layer3.1.conv2"
 SHOWN = 8
-
-
-@cache
-def digits() -> tuple[Network, CalibrationImages]:
-    """The network, and a hundred training images."""
-    data = load_data(DataConfig(), datasets.get("digits"))
-    network = load_network(NetworkConfig("resnet20"), DataConfig(), data.family, data.num_classes)
-    network.module.requires_grad_(False)
-    indices = draw(data.train, "digits", CalibrationConfig(samples=100)).indices
-    images, _ = in_memory(Prepared(data.train, network.preprocessing, indices))
-    return network, CalibrationImages(images, network.preprocessing.normalize, None, 100, torch.device("cpu"))
-
-
-@cache
-def problem(kbits: int) -> LayerProblem:
-    """Of one layer in the float network."""
-    network, images = digits()
-    batch = next(images.batches())
-    layer = next(layer for layer in find_layers(network.module, batch[:2])[0] if layer.name == LAYER)
-    module = network.module.get_submodule(LAYER)
-    moments = gather_moments(layer, module, module, run_to(network.module, LAYER, batch))
-    return LayerProblem(layer.to_matrix(module.weight.double()), moments.gram, Codebook.power_of_two(kbits))
-
-
-@cache
-def quantized(asymmetric: bool, solver: str = "error-feedback") -> QuantizationState:
-    """The network at three levels, layer by layer."""
-    network, images = digits()
-    chosen = solvers.get(solver)(**({"beam": 1} if solver == "error-feedback" else {}))
-    stage = Layerwise(chosen, Codebook.power_of_two(3), asymmetric=asymmetric)
-    return apply_stages(network.module, images, [stage], torch.Generator().manual_seed(0))
 
 
 def codebook(axes: Axes) -> None:
@@ -108,7 +69,7 @@ def reconstruction(axes: Axes) -> None:
 def admm(axes: Axes) -> None:
     """The error of G by iteration."""
     for kbits in (3, 5, 9):
-        errors = np.array(solvers.get("admm")(patience=100, max_iterations=40)(problem(kbits)).errors)
+        errors = np.array(Admm(patience=100, max_iterations=40)(problem(kbits)).errors)
         (line,) = axes.semilogy(errors / problem(kbits).error(0 * problem(kbits).target), label=f"{kbits} levels")
         best = errors.argmin()
         axes.plot(best, errors[best] / problem(kbits).error(0 * problem(kbits).target), "o", color=line.get_color())
@@ -119,43 +80,27 @@ def admm(axes: Axes) -> None:
 def asymmetric(axes: Axes) -> None:
     """How far the student's outputs are from the teacher's, layer by layer."""
     for wanted, name in ((False, "target: teacher's weights, student's inputs"), (True, "target: teacher's outputs")):
-        state = quantized(wanted)
-        errors = [_distance(state, result.layer) for result in state.results]
+        state = quantized(wanted, ErrorFeedback(beam=1))
+        errors = [distance(state, result.layer) for result in state.results]
         axes.plot(range(1, len(errors) + 1), errors, "o-", ms=3, label=name)
-    axes.set(xlabel="layer in the order of execution", ylabel="relative error of the output", xticks=range(1, 21))
+    axes.set(xlabel="layer in the order of execution", ylabel="relative error of the output", xticks=range(2, 21, 2))
     axes.legend(frameon=False)
-
-
-@torch.no_grad()
-def _distance(state: QuantizationState, layer: Layer) -> float:
-    """Of what follows the layer's batch norm, on images that nothing was learned from."""
-    name = layer.name.replace("conv", "bn")
-    batch = _unseen()
-    ((_, found),), ((_, wanted),) = (run_to(module, name, batch) for module in (state.student, state.teacher))
-    return float((found - wanted).square().sum() / wanted.square().sum())
-
-
-@cache
-def _unseen() -> torch.Tensor:
-    network, _ = digits()
-    test = load_data(DataConfig(), datasets.get("digits")).test
-    return network.preprocessing.normalize(in_memory(Prepared(test, network.preprocessing))[0])
 
 
 def solving(axes: Axes) -> None:
     """The error that each solver leaves."""
     named = {
-        "nearest": solvers.get("nearest")(),
-        "ADMM": solvers.get("admm")(),
+        "nearest": Nearest(),
+        "ADMM": Admm(),
         "error feedback": ErrorFeedback(beam=1),
         "… with a beam": ErrorFeedback(),
-        "… then coordinate descent": solvers.get("coordinate-descent")(),
+        "… then coordinate descent": CoordinateDescent(),
     }
     for number, kbits in enumerate((3, 5)):
         task = problem(kbits)
         errors = [min(solver(task).errors) / task.error(0 * task.target) for solver in named.values()]
         bars = axes.barh(np.arange(len(named)) + 0.4 * number, errors, 0.38, label=f"{kbits} levels")
-        axes.bar_label(bars, [f" {error:.3f}" for error in errors], fontsize=7)
+        axes.bar_label(bars, [f" {error:.3f}" for error in errors], fontsize=8)
     axes.set_yticks(np.arange(len(named)) + 0.2, list(named))
     axes.invert_yaxis()
     axes.set(xlabel=f"relative error of {LAYER}")
@@ -165,9 +110,8 @@ def solving(axes: Axes) -> None:
 def coupled(axes: Axes) -> None:
     """How the network feels errors of two outputs together."""
     network, images = digits()
-    layers = [layer for layer in find_layers(network.module, next(images.batches())[:2])[0] if layer.name == LAYER]
     generator = torch.Generator().manual_seed(0)
-    S = sensitivities(network.module, layers, images.batches(), 4, generator)[LAYER][0]
+    S = sensitivities(network.module, [chosen()], images.batches(), 4, generator)[LAYER][0]
     deviation = S.diagonal().sqrt()
     shown = axes.imshow(S / (deviation[:, None] * deviation), cmap="RdBu", vmin=-1, vmax=1)
     axes.figure.colorbar(shown, label="correlation of the gradients")
@@ -178,9 +122,9 @@ def coupled(axes: Axes) -> None:
 def batchnorm(axes: Axes) -> None:
     """Mean and deviation of every channel after the batch norm of a layer, with and without correction."""
     for wanted, name in ((False, "batch norm as it was"), (True, "corrected")):
-        state = quantized(wanted, "nearest")
+        state = quantized(wanted, Nearest())
         outputs = [
-            run_to(module, LAYER.replace("conv", "bn"), _unseen())[0][1] for module in (state.teacher, state.student)
+            run_to(module, LAYER.replace("conv", "bn"), unseen())[0][1] for module in (state.teacher, state.student)
         ]
         axes.scatter(*(output.mean((0, 2, 3)) for output in outputs), s=14, label=name)
     ends = axes.get_xlim()
@@ -201,9 +145,9 @@ def blocks(axes: Axes) -> None:
 
 def distillation(axes: Axes) -> None:
     """Latent values at the start: each in the cell of its code, as near to the float weight as that allows."""
-    book, state = Codebook.power_of_two(5), problem(5)
-    solution = solvers.get("error-feedback")(beam=1)(state)
-    wanted = state.target / solution.scale
+    book, task = Codebook.power_of_two(5), problem(5)
+    solution = ErrorFeedback(beam=1)(task)
+    wanted = task.target / solution.scale
     levels, (lower, upper) = book.values(solution.codes, torch.float64), book.cell(solution.codes, torch.float64)
     latent = levels + 0.9 * (wanted.clamp(lower, upper) - levels)
     for level in book.levels:
@@ -255,13 +199,13 @@ DRAWINGS: dict[str, Callable[[Axes], None]] = {
 @click.argument("names", nargs=-1, type=click.Choice(list(DRAWINGS)))
 def main(names: tuple[str, ...]) -> None:
     """Draw all figures, or those of NAMES."""
-    matplotlib.rcParams.update({"svg.hashsalt": "ldnq", "svg.fonttype": "path", "font.size": 9})
+    matplotlib.rcParams.update({"svg.hashsalt": "ldnq", "svg.fonttype": "path", "font.size": 10})
     torch.manual_seed(0)
     for name in names or DRAWINGS:
-        figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(5.2, 2.8), layout="constrained")
         axes.spines[["top", "right"]].set_visible(False)
         DRAWINGS[name](axes)
-        figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+        figure.savefig(FIGURES / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
         pyplot.close(figure)
         click.echo(f"{FIGURES / name}.svg")
 

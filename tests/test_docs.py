@@ -13,7 +13,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 import ldnq as package
 from ldnq.cli import main
-from ldnq.datasets import datasets
+from ldnq.datasets import datasets, digits
 from ldnq.formats import formats
 from ldnq.solvers import solvers
 
@@ -60,6 +60,7 @@ SYBIL = Sybil([FileParser(), PythonCodeBlockParser(), CodeBlockParser("sh", run_
 def test_a_page_runs_from_top_to_bottom(path, workdir, monkeypatch):
     for registry in (datasets, formats, solvers):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(digits, "TEST_FRACTION", 0.1)
     monkeypatch.syspath_prepend(workdir)
     for example in SYBIL.parse(path).examples():
         example.evaluate()
