@@ -1,5 +1,6 @@
 """Pages do what they say: their code is run from top to bottom, in an empty folder, with fewer images and steps."""
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -64,3 +65,9 @@ def test_a_page_runs_from_top_to_bottom(path, workdir, monkeypatch):
     monkeypatch.syspath_prepend(workdir)
     for example in SYBIL.parse(path).examples():
         example.evaluate()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_no_block_is_of_a_language_that_is_passed_over(path):
+    fences = re.findall(r"^```(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(fences) <= {"sh", "python", "toml", "text"}
