@@ -103,7 +103,7 @@ def solving(axes: Axes) -> None:
         axes.bar_label(bars, [f" {error:.3f}" for error in errors], fontsize=8)
     axes.set_yticks(np.arange(len(named)) + 0.2, list(named))
     axes.invert_yaxis()
-    axes.set(xlabel=f"relative error of {LAYER}")
+    axes.set(xlabel=f"relative error of {LAYER}", xticks=[0, 0.05, 0.1, 0.15])
     axes.legend(frameon=False, loc="lower right")
 
 
