@@ -3,8 +3,8 @@
     pip install ".[benchmarks]"
     python benchmarks/accuracy.py --data-root cifar10=DIR --data-root imagenette=DIR
 
-runs what `accuracy.json` does not hold yet and rewrites `accuracy.md`, `levels.svg` and `images.svg` from it. It can be
-stopped at any time and goes on where it was.
+runs what `accuracy.json` does not hold yet and rewrites `accuracy.md`, `highlights.md` and the plots of docs/figures,
+`levels.svg` and `images.svg`, from it. It can be stopped at any time and goes on where it was.
 """
 
 import statistics
@@ -16,7 +16,7 @@ from typing import Any
 import click
 import matplotlib
 from matplotlib import pyplot
-from rows import SAMPLES, Configuration, Rows, publish, spread
+from rows import FIGURES, SAMPLES, Configuration, Rows, publish, spread
 
 from ldnq.config import KBITS, PRECISIONS, SCALES
 
@@ -61,6 +61,15 @@ CONFIGURATIONS = [
         for kbits in (3, 5)
     ),
 ]
+# What the README shows of them.
+HIGHLIGHTS = [
+    Configuration("resnet20", "cifar10", 3),
+    Configuration("resnet20", "cifar10", 5),
+    Configuration("resnet32", "cifar10", 3),
+    Configuration("resnet56", "cifar10", 3),
+    Configuration("resnet18", "imagenette", 3, image_size=128),
+    Configuration("mobilenet_v2", "cifar10", 5),
+]
 
 
 @click.command()
@@ -83,19 +92,21 @@ def main(roots: tuple[str, ...], precision: str, seeds: int, **chosen: Any) -> N
         if all(value in (None, getattr(configuration, name)) for name, value in chosen.items())
     ]
     rows.complete(wanted, SEEDS[:seeds], dict(root.split("=", 1) for root in roots), precision)
-    publish("accuracy.md", table(rows))
+    publish("accuracy.md", table(rows, CONFIGURATIONS))
+    publish("highlights.md", table(rows, HIGHLIGHTS))
     matplotlib.rcParams["svg.hashsalt"] = "ldnq"
-    plot(rows, BY_LEVELS, "kbits", "levels of the codebook", "500 images", HERE / "levels.svg")
-    plot(rows, BY_SIZE, "calibration_samples", "calibration images", "3 levels", HERE / "images.svg")
+    plot(rows, BY_LEVELS, "kbits", "levels of the codebook", "500 images", FIGURES / "levels.svg")
+    plot(rows, BY_SIZE, "calibration_samples", "calibration images", "3 levels", FIGURES / "images.svg")
 
 
-def table(rows: Rows) -> str:
-    """Drop in top-1 by every preset beside what the authors printed, as Markdown."""
+def table(rows: Rows, shown: list[Configuration]) -> str:
+    """Drop in top-1 by every preset beside what the authors printed, as Markdown; a row for each of `shown`, whatever
+    its preset."""
     lines = [
         f"| network | data | images | levels | scale | float top-1 | published | {' | '.join(PRESETS)} |",
         f"|---|---|---|---|---|---|---|{'---|' * len(PRESETS)}",
     ]
-    for tested in dict.fromkeys(replace(c, preset="") for c in CONFIGURATIONS):
+    for tested in dict.fromkeys(replace(c, preset="") for c in shown):
         groups = {preset: rows.of(replace(tested, preset=preset)) for preset in PRESETS}
         found = [row for group in groups.values() for row in group]
         if not found:

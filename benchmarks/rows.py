@@ -16,6 +16,8 @@ from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig, RecipeConf
 from ldnq.files import write_json, write_text
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+FIGURES = DOCS / "figures"
 SAMPLES = 500
 KEPT = (
     "teacher_top1", "quantized_top1", "top1_drop", "packed_bytes", "float_bytes", "bits_per_weight", "eval_samples",
@@ -72,12 +74,14 @@ class Rows:
 
 
 def publish(name: str, text: str) -> None:
-    """Write the table `name` beside this script, and where the README shows it, between `<!-- benchmarks/NAME -->` and
-    `<!-- end -->`."""
+    """Write the table `name` beside this script, and where the README and the documentation show it, between
+    `<!-- benchmarks/NAME -->` and `<!-- end -->`."""
     write_text(HERE / name, text)
-    readme = HERE.parent / "README.md"
     shown = re.compile(rf"(<!-- benchmarks/{re.escape(name)} -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    write_text(readme, shown.sub(lambda match: match[1] + text, readme.read_text(encoding="utf-8")))
+    for page in (HERE.parent / "README.md", *DOCS.glob("*.md")):
+        found = page.read_text(encoding="utf-8")
+        if (changed := shown.sub(lambda match: match[1] + text, found)) != found:
+            write_text(page, changed)
 
 
 def digest(model: str, dataset: str) -> str | None:

@@ -13,10 +13,11 @@ pytestmark = pytest.mark.skipif(not (CHECKOUT / "pretrained").is_dir(), reason="
 WEIGHTS = sorted((CHECKOUT / "pretrained").glob("*.safetensors"))
 
 
-def test_the_readme_shows_the_tables_that_the_benchmarks_wrote():
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    tables = re.findall(r"<!-- (benchmarks/.*?) -->\n(.*?)<!-- end -->", readme, re.DOTALL)
-    assert len(tables) == readme.count("<!-- end -->") > 0
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/choosing.md"])
+def test_pages_show_the_tables_that_the_benchmarks_wrote(page):
+    text = (CHECKOUT / page).read_text(encoding="utf-8")
+    tables = re.findall(r"<!-- (benchmarks/.*?) -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert len(tables) == text.count("<!-- end -->") > 0
     for name, shown in tables:
         assert shown == (CHECKOUT / name).read_text(encoding="utf-8")
 
