@@ -82,6 +82,6 @@ def settle_levels(
     stage = replace(layerwise(numbered), cascade=None)
     generator = torch.Generator().manual_seed(seed)
     found = list(measure_sensitivities(start(module), images, stage, choices, generator))
-    chosen = choose_levels(found, recipe.target_bits)
+    chosen = choose_levels(found, recipe.target_bits or 0.0)
     settled = replace(numbered, kbits_for={escape(name): num_levels for name, num_levels in chosen.items()})
     return settled, [trial for trials in found for trial in trials]

@@ -1,7 +1,7 @@
 """What a run's report shows and its other files do not hold: one small file, so that no report needs the images."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -59,11 +59,11 @@ class Details:
     layers: tuple[LayerDetails, ...]
     outcomes: Outcomes | None = None
     class_names: tuple[str, ...] = ()
-    pictures: dict[int, bytes] | None = None
+    pictures: Mapping[int, bytes] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write an HDF5 file of flat datasets, rows of different lengths filled up with NaN."""
-        arrays = {
+        arrays: dict[str, list[str] | np.ndarray] = {
             "layers/names": [layer.name for layer in self.layers],
             "layers/levels": _stacked([layer.levels for layer in self.layers]),
             "layers/shares": _stacked([layer.shares for layer in self.layers]),

@@ -35,14 +35,15 @@ def find_details(
 ) -> Details:
     """Of a run that ended in `state`, with the accuracies measured if there are test images."""
     layers = _layers(state, images)
-    if not (teacher and student):
+    theirs, ours = (accuracy and accuracy.predictions for accuracy in (teacher, student))
+    if not (theirs and ours and data.test):
         return Details(layers)
     outcomes = Outcomes(
-        teacher.predictions.labels.numpy(),
-        teacher.predictions.classes.numpy(),
-        teacher.predictions.confidences.numpy(),
-        student.predictions.classes.numpy(),
-        student.predictions.confidences.numpy(),
+        theirs.labels.numpy(),
+        theirs.classes.numpy(),
+        theirs.confidences.numpy(),
+        ours.classes.numpy(),
+        ours.confidences.numpy(),
     )
     shown = outcomes.disagreements(THUMBNAILS).tolist()
     pictures = {index: _picture(data.test, index, preprocessing) for index in shown}

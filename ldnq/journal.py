@@ -122,6 +122,6 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _result(entry: Mapping[str, Any]) -> LayerResult:
+def _result(entry: dict[str, Any]) -> LayerResult:
     layer = Layer(**entry["layer"] | {"shape": tuple(entry["layer"]["shape"])})
     return LayerResult(**entry | {"layer": layer, "errors": tuple(entry["errors"])})

@@ -219,7 +219,7 @@ def _log_levels(recipe: RecipeConfig) -> None:
     if recipe.kbits == AUTO:
         log.info("levels: chosen layer by layer for %g bits a weight", recipe.target_bits)
     else:
-        log.info("levels: %s (%d values)", Codebook.power_of_two(recipe.kbits), recipe.kbits)
+        log.info("levels: %s (%d values)", Codebook.power_of_two(int(recipe.kbits)), recipe.kbits)
     for pattern, kbits in recipe.kbits_for.items():
         log.info("levels of %s: %s (%d values)", pattern, Codebook.power_of_two(kbits), kbits)
 
@@ -246,7 +246,7 @@ def _metrics(
         "kbits_by_layer": {name: codebook.num_levels for name, codebook in codebooks.items()} if mixed else None,
         "target_bits": recipe.target_bits,
         # Codebooks of fewer levels are part of the largest.
-        "levels": list(max((codebook.levels for codebook in codebooks.values()), key=len)),
+        "levels": list(max(codebooks.values(), key=lambda codebook: codebook.num_levels).levels),
         "scale": recipe.scale,
         "abits": recipe.abits,
         "training": recipe.training,

@@ -107,8 +107,8 @@ def layerwise(recipe: RecipeConfig) -> Layerwise:
     """The first stage of a filled-in recipe with a number of levels."""
     asymmetric = presets.get(recipe.preset).asymmetric
     return Layerwise(
-        solver=solvers.get(recipe.solver)(),
-        codebook=Codebook.power_of_two(recipe.kbits),
+        solver=solvers.get(str(recipe.solver))(),
+        codebook=Codebook.power_of_two(int(recipe.kbits)),
         codebooks={pattern: Codebook.power_of_two(kbits) for pattern, kbits in recipe.kbits_for.items()},
         per_channel=recipe.scale == "channel",
         quantize_bias=recipe.quantize_bias,

@@ -75,15 +75,15 @@ def survey(config: RunConfig, choices: Sequence[int], output: Path | None = None
 def _labels(prepared: Preparation, images: CalibrationImages) -> tuple[Labels | None, float | None]:
     """The labels of the images drawn where they have some, and the float network's top-1 on them."""
     data, calibration = prepared.data, prepared.calibration
-    if calibration is None or not data.train.labelled:
+    if calibration is None or not data.training.labelled:
         return None, None
-    labels = torch.from_numpy(data.train.labels[calibration.indices])
+    labels = torch.from_numpy(data.training.labels[calibration.indices])
     preprocessing, size = prepared.network.preprocessing, images.batch_size
     pairs = zip(images.images[: len(labels)].split(size), labels.split(size))
     subset = data.family.class_subset
-    accuracy = evaluate(prepared.network.module, pairs, preprocessing, prepared.fabric, data.num_classes, subset)
+    accuracy = evaluate(prepared.network.module, pairs, preprocessing, prepared.fabric, data.num_classes or 0, subset)
     check_teacher(accuracy, prepared.network, "calibration")
-    return Labels(labels, lambda outputs: select(outputs, data.num_classes, subset)), accuracy.top1
+    return Labels(labels, lambda outputs: select(outputs, data.num_classes or 0, subset)), accuracy.top1
 
 
 def _plot(found: Sequence[Sensitivity], path: Path, title: str) -> None:

@@ -1,6 +1,7 @@
 """`ldnq sensitivity`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +14,7 @@ class Levels(click.ParamType):
 
     name = "K,K,…"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """A tuple of numbers that are known."""
         if isinstance(value, tuple):
             return value
@@ -34,7 +35,7 @@ class Levels(click.ParamType):
 @options.layer_options
 @options.runtime_options
 @options.output_option
-def sensitivity_command(kbits: tuple[int, ...], output: Path | None, **values) -> None:
+def sensitivity_command(kbits: tuple[int, ...], output: Path | None, **values: Any) -> None:
     """Quantize one layer at a time, at each number of levels, and measure what that does to the network's outputs.
 
     Needs the calibration images alone. Writes a table, sensitivity.csv, and a plot, sensitivity.svg; 'ldnq quantize

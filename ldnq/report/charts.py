@@ -85,8 +85,9 @@ def lines(
     rule: tuple[float, str] | None = None,
 ) -> Markup:
     """A line chart; `summary` says in words what it shows, `rule` is a level (y, label) to compare with."""
-    xs = [x for entry in series for x, *_ in (*entry.points, *entry.dots)]
-    ys = [y for entry in series for _, y, *_ in (*entry.points, *entry.dots)] + ([rule[0]] if rule else [])
+    places = [place for entry in series for place in (*entry.points, *((x, y) for x, y, _ in entry.dots))]
+    xs, ys = ([place[axis] for place in places] for axis in (0, 1))
+    ys += [rule[0]] if rule else []
     across = Axis(min(xs), max(xs)) if x_ticks else Axis.over(xs)
     frame = Frame(across, Axis.over(ys, log_y))
     parts = [*frame.drawn(x_label, y_label, x_ticks or across.ticks())]

@@ -107,7 +107,7 @@ def _chart(
             x, y = across(record), record.metrics["quantized_top1"]
             by_levels[str(record.metrics["kbits"])].append((x, y))
             dots.append((x, y, f"{record.label}: {y:.2f}%, {text.number(x)} {x_label}"))
-        means = sorted(tuple(map(fmean, zip(*places))) for places in by_levels.values())
+        means = sorted((fmean(x for x, _ in places), fmean(y for _, y in places)) for places in by_levels.values())
         series.append(charts.Series(group[0].label, means, *charts.style(number), dots))
     summary = f"Top-1 accuracy of the runs against {x_label}; the table above has the numbers."
     return charts.lines(series, x_label, "top-1, %", summary, x_ticks=ticks, rule=rule)

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ldnq.details import Details, LayerDetails
+from ldnq.details import Details, LayerDetails, Outcomes
 from ldnq.report import charts
 from ldnq.report.confusion import Changes, Confusion
 from ldnq.report.record import Record
@@ -25,7 +25,7 @@ def of(record: Record) -> dict[str, Any]:
         "iterations": _iterations(layers),
         "confusion": details and details.outcomes and Confusion.of(details.outcomes, details.class_names),
         "changes": details and details.outcomes and Changes.of(details.outcomes),
-        "disagreements": list(_disagreements(details)) if details and details.outcomes else [],
+        "disagreements": list(_disagreements(details, details.outcomes)) if details and details.outcomes else [],
     }
 
 
@@ -74,9 +74,9 @@ def _iterations(layers: Sequence[LayerDetails]) -> Markup | None:
     return charts.lines(series, "iteration of the solver", "error, of the first", summary, log_y=True)
 
 
-def _disagreements(details: Details) -> Iterator[Mapping[str, Any]]:
+def _disagreements(details: Details, outcomes: Outcomes) -> Iterator[Mapping[str, Any]]:
     """The pictures with what both networks say of them."""
-    outcomes, names = details.outcomes, details.class_names
+    names = details.class_names
     for index, picture in details.pictures.items():
         yield {
             "index": index,
