@@ -1,10 +1,8 @@
 """Everything that a run depends on, as plain values: parsed once, written first, never changed."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ldnq.errors import UsageError
@@ -194,17 +192,3 @@ def parts() -> dict[str, Any]:
 def option_names() -> list[str]:
     """What a run depends on, by name."""
     return [entry.name for kind in parts().values() for entry in fields(kind)]
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    """The flat option values of a `config.json`; raises `UsageError` where the file is not one."""
-    try:
-        tables = json.loads(path.read_text(encoding="utf-8"))
-        options = {name: value for part in fields(RunConfig) for name, value in tables[part.name].items()}
-    except OSError as error:
-        raise UsageError(f"cannot read configuration {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"expected a config.json written by 'ldnq quantize' in {path}, found another file") from error
-    if unknown := sorted(set(options) - set(option_names())):
-        raise UsageError(f"configuration {path} has options that this version does not know: {', '.join(unknown)}")
-    return options

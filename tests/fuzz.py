@@ -1,4 +1,4 @@
-"""Damaged and hostile files of every kind that ldnq reads: each is read, or refused with an `LdnqError`.
+"""Damaged and hostile files of every kind that ldnq reads: each is read, or refused in one line.
 
     python -m tests.fuzz --count 100000
 
@@ -29,7 +29,8 @@ from safetensors import safe_open
 
 from ldnq import checkpoints, formats, hdf5
 from ldnq.calibration import CalibrationSet
-from ldnq.config import RunConfig, read_options
+from ldnq.commands.quantize import quantize_command
+from ldnq.config import RunConfig
 from ldnq.errors import LdnqError
 from ldnq.export import export
 from tests.formats.networks import SmallNet, small_model
@@ -61,7 +62,8 @@ def valid(folder: Path) -> dict[str, bytes]:
 def read(path: Path) -> None:
     """What ldnq does with a file of this name."""
     if path.name == "config.json":
-        RunConfig.from_options(read_options(path))
+        context = quantize_command.make_context("quantize", ["--config", str(path)])
+        RunConfig.from_options(context.params)
     elif path.name == "calibration.h5":
         CalibrationSet.load(path)
     elif path.name.startswith("float"):
@@ -180,7 +182,7 @@ def attempts(files: dict[str, bytes], folder: Path, numbers: range) -> Iterator[
         try:
             read(folder / name)
             outcome = "read"
-        except LdnqError as error:
+        except (LdnqError, click.ClickException) as error:
             outcome = "refused" if "\n" not in str(error) else f"more than one line: {error}"
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ldnq.commands import console, options
+from ldnq.commands import config_file, console, options
 from ldnq.commands.completion import complete
-from ldnq.config import DataConfig, read_options
+from ldnq.config import DataConfig
 
 if TYPE_CHECKING:
     from ldnq.export import Exported
@@ -97,7 +97,7 @@ def _options(name: str, **values: Any) -> dict[str, Any]:
 def _data_root_of(run: Path) -> str | None:
     """Where the images of a run were, if they still are."""
     config = run / "config.json"
-    root = read_options(config).get("data_root") if config.is_file() else None
+    root = config_file.read(config).get("data_root") if config.is_file() else None
     return root if root and Path(root).is_dir() else None
 
 
