@@ -6,13 +6,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ldnq.api import evaluate as evaluate
     from ldnq.api import quantize as quantize
+    from ldnq.api import sample as sample
+    from ldnq.api import train as train
     from ldnq.formats import load as load
     from ldnq.formats.h5 import save as save
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load", "quantize", "save"]
+__all__ = ["evaluate", "load", "quantize", "sample", "save", "train"]
 
-_HOMES = {"evaluate": "ldnq.api", "load": "ldnq.formats", "quantize": "ldnq.api", "save": "ldnq.formats.h5"}
+_HOMES = {
+    "evaluate": "ldnq.api",
+    "load": "ldnq.formats",
+    "quantize": "ldnq.api",
+    "sample": "ldnq.api",
+    "save": "ldnq.formats.h5",
+    "train": "ldnq.api",
+}
 
 
 def __getattr__(name: str) -> object:

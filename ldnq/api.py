@@ -1,16 +1,32 @@
-"""The functions of the package: what the commands of the same names do, with the options of the same names."""
+"""The functions of the package: what the commands of the same names do, with the options of the same names.
 
-from collections.abc import Iterable
+`ldnq.quantize`, `evaluate`, `train` and `sample` are these; the others share their names with modules, and are called
+as `ldnq.api.export(…)`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, overload
 
 from torch import Tensor, nn
 
-from ldnq import measurement, pipeline
-from ldnq.config import RunConfig, option_names
+from ldnq import baseline, measurement, pipeline
+from ldnq.calibration import CalibrationSet, load_or_draw
+from ldnq.config import COMPARISON, KBITS, DataConfig, NetworkConfig, RunConfig, option_names
+from ldnq.data import load_data
+from ldnq.datasets import datasets
 from ldnq.errors import UsageError
+from ldnq.export import Exported, export_checkpoint
+from ldnq.formats import formats
 from ldnq.quantized import QuantizedModel
 from ldnq.registry import unknown_name
+from ldnq.report import write_comparison, write_report
+from ldnq.sensitivity import Sensitivity
+from ldnq.survey import survey
+from ldnq.sweep import Sweep
+from ldnq.tables import Summary
+from ldnq.training import TrainingRecipe
 
 
 @overload
@@ -63,6 +79,88 @@ def evaluate(checkpoint: Path | str | None = None, **options: Any) -> dict[str, 
     if checkpoint is None:
         return measurement.evaluate_network(config)
     return measurement.evaluate_checkpoint(Path(checkpoint), config)
+
+
+def train(
+    model: str,
+    *,
+    output: Path | str | None = None,
+    init: Path | str | None = None,
+    half: bool = False,
+    compiled: bool = False,
+    tensorboard: bool = False,
+    **options: Any,
+) -> tuple[Path, dict[str, Any]]:
+    """A float network trained as `ldnq train` does: the file of its weights, and their model card.
+
+    `options` are those of the command: of the data and the machine, and the fields of `TrainingRecipe`.
+    """
+    names = {entry.name for entry in fields(TrainingRecipe)}
+    recipe = TrainingRecipe(**{name: value for name, value in options.items() if name in names})
+    config = _config({"model": model} | {name: options[name] for name in options.keys() - (names - {"batch_size"})})
+    said = f"ldnq.train({model!r}, …)"
+    places = (None if path is None else Path(path) for path in (output, init))
+    return baseline.train(
+        config, recipe, next(places), init=next(places), half=half, compiled=compiled, command=said, curves=tensorboard
+    )
+
+
+def sample(dataset: str, **options: Any) -> CalibrationSet:
+    """The calibration set that `ldnq sample` draws and keeps in `calib_data/`."""
+    config = _config({"model": "", "dataset": dataset} | options)
+    data = load_data(config.data, datasets.get(dataset))
+    return load_or_draw(data.training, dataset, config.calibration)[0]
+
+
+def sensitivity(
+    model: str, kbits: Sequence[int] = KBITS, *, output: Path | str | None = None, **options: Any
+) -> list[Sensitivity]:
+    """What each layer alone does to the network at each of these numbers of levels, as `ldnq sensitivity` measures."""
+    config = _config({"preset": "fast"} | options | {"model": model})
+    return survey(config, tuple(kbits), None if output is None else Path(output)).found
+
+
+def sweep(
+    models: Sequence[str],
+    kbits: Sequence[int] = KBITS,
+    seeds: int = 1,
+    *,
+    output: Path | str = "results/sweep",
+    **options: Any,
+) -> list[Summary]:
+    """Runs of every network with every number of levels and so many draws, as `ldnq sweep`: what they come to."""
+    config = _config(options | {"model": models[0], "kbits": kbits[0]})
+    return Sweep(config, models, kbits, range(seeds), Path(output))()
+
+
+def export(
+    checkpoint: Path | str,
+    output: Path | str,
+    format: str = "onnx",
+    *,
+    model: str | None = None,
+    fold_batchnorm: bool = False,
+    verify: bool = True,
+    dataset: str | None = None,
+    data_root: str | None = None,
+    image_size: int | None = None,
+    **options: Any,
+) -> Exported:
+    """A checkpoint or a run's folder as a file for another runtime, tried there, as `ldnq export` writes it; `options`
+    are those of the format, such as `weight_type="int4"`."""
+    data = DataConfig(dataset, data_root, image_size=image_size)
+    own = NetworkConfig(model) if model else None
+    form = formats.get(format)(**options)
+    _, exported = export_checkpoint(
+        Path(checkpoint), Path(output), form, data, own, fold_batchnorm=fold_batchnorm, verify=verify
+    )
+    return exported
+
+
+def report(*runs: Path | str, output: Path | str | None = None) -> Path:
+    """The report of a run's folder written anew, or one page that compares several, as `ldnq report` does."""
+    folders, path = [Path(run) for run in runs], None if output is None else Path(output)
+    return write_report(folders[0], path) if len(folders) == 1 else write_comparison(folders, path or COMPARISON)
 
 
 def _config(options: dict[str, Any]) -> RunConfig:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ldnq.errors import UsageError
@@ -14,6 +15,8 @@ AUTO = "auto"
 SCALES = ("layer", "channel")
 RANGES = ("least-squares", "percentile")
 PRECISIONS = ("auto", "32", "bf16")
+# Where several runs are compared, if nobody says otherwise.
+COMPARISON = Path("comparison.html")
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldnq import formats
 from ldnq.calibration import draw
-from ldnq.config import CalibrationConfig, DataConfig
+from ldnq.config import CalibrationConfig, DataConfig, NetworkConfig
 from ldnq.data import load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.errors import DataError, ExportError, UsageError
 from ldnq.files import replacing
 from ldnq.folding import fold_batch_norms
 from ldnq.formats import Format
+from ldnq.network import build
 from ldnq.progress import headline, track
 from ldnq.quantized import QuantizedModel
 
@@ -54,6 +56,33 @@ def export(model: QuantizedModel, path: Path, form: Format, images: Tensor, veri
     count = sum(weight.codes.numel() for weight in model.weights.values())
     floats = sum(t.numel() * t.element_size() for n, t in model.module.state_dict().items() if n not in model.weights)
     return Exported(size, 8 * (size - floats) / max(1, count), len(images) if verify else 0, agreed)
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    form: Format,
+    data: DataConfig,
+    own: NetworkConfig | None = None,
+    *,
+    fold_batchnorm: bool = False,
+    verify: bool = True,
+) -> tuple[QuantizedModel, Exported]:
+    """Write the network in `checkpoint`, or in a run's folder, to `output` and try it there on images of `data`.
+
+    `own` names the network where the file does not. Returns it as it was written.
+    """
+    path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
+    if not output.name or (output.exists() and not output.is_file()):
+        raise UsageError(f"expected a file for --output, got {output}")
+    if output.resolve() == path.resolve():
+        raise UsageError(f"expected --output, another file than {path}, which is read")
+    contents = formats.read(path)
+    network = contents.assemble(path, build(own.model, own.model_args or contents.model_args) if own else None)
+    images = sample_images(network, data)
+    if fold_batchnorm:
+        network = folded(network, images)
+    return network, export(network, output, form, images, verify)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from ldnq.evaluation import Accuracy
 from ldnq.pipeline import run
 from ldnq.preparation import settle
 from ldnq.progress import say, track
+from ldnq.report import write_comparison
 from ldnq.runs import RunFolder
 from ldnq.tables import Summary, write_tables
 
@@ -34,7 +35,8 @@ class Sweep:
     output: Path
 
     def __call__(self) -> list[Summary]:
-        """Run what is not there yet, and return what all have come to; `sweep.csv` and `sweep.md` are kept up to date.
+        """Run what is not there yet, and return what all have come to; `sweep.csv` and `sweep.md` are kept up to date,
+        `comparison.html` is written at the end.
 
         Raises `UsageError` where a folder holds another run, and at the end where a network could not be quantized.
         """
@@ -62,6 +64,7 @@ class Sweep:
                 write_tables(self.output, [done[folder] for folder in runs if folder in done])
         if failed:
             raise UsageError(f"no runs of {', '.join(failed)}, see above: the same command tries them again")
+        write_comparison(list(runs), self.output / "comparison.html")
         return write_tables(self.output, [done[folder] for folder in runs])
 
     def _configurations(self) -> list[RunConfig]:

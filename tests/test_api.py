@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ldnq
+from ldnq import api
 from ldnq.errors import UsageError
 
 
@@ -18,6 +19,33 @@ def test_a_network_by_name_is_quantized_as_the_command_does(workdir):
     assert found["top1"] == metrics["quantized_top1"]
     saved = ldnq.load("run/model.h5").module.state_dict()
     assert all(torch.equal(tensor, saved[name]) for name, tensor in model.module.state_dict().items())
+
+
+FACTORY = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 10))
+"""
+
+
+def test_every_command_has_its_function(workdir, monkeypatch):
+    (workdir / "own_network.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(workdir)
+    model, data = "own_network:build", {"dataset": "digits", "image_size": 32}
+    weights, card = ldnq.train(model, epochs=6, lr=0.05, batch_size=64, output="trained", **data)
+    assert card["top1"] > 80
+    assert len(ldnq.sample("digits", samples=30).indices) == 30
+    options = {"checkpoint": str(weights), "preset": "fast", "samples": 30, **data}
+    found = api.sensitivity(model, [3, 5], **options)
+    assert [(trial.layer.name, trial.num_levels) for trial in found] == [("0", 3), ("0", 5), ("3", 3), ("3", 5)]
+    summaries = api.sweep([model], [3, 9], output="sweep", **options)
+    assert [summary.kbits for summary in summaries] == [3, 9]
+    assert "<svg" in (workdir / "sweep/comparison.html").read_text()
+    run = next((workdir / "sweep").glob("*-k9-s0"))
+    assert api.report(run, output="again.html").read_text().startswith("<!doctype html>")
+    exported = api.export(run, "state.pt", "torch", **data | {"model": model})
+    assert (exported.agreed, exported.bytes) == (exported.checked, (workdir / "state.pt").stat().st_size)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from click.core import ParameterSource
 
 from ldnq.commands import config_file, console, options
 from ldnq.commands.completion import complete
-from ldnq.config import DataConfig
+from ldnq.config import DataConfig, NetworkConfig
 
 if TYPE_CHECKING:
     from ldnq.export import Exported
@@ -59,27 +59,23 @@ def export_command(
     ldnq export results/RUN/model.h5 --format torch
     """
     chosen = _options(name, weight_type=weight_type, dequantized=dequantized)
+    if model_args and not model:
+        raise click.UsageError("expected --model with --model-arg")
     with console.progress():
-        from ldnq import formats
-        from ldnq.export import export, folded, sample_images
-        from ldnq.network import build
+        from ldnq.export import export_checkpoint
+        from ldnq.formats import formats
 
-        path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
-        form = formats.formats.get(name)(**chosen)
-        output = output or path.with_suffix(form.suffix)
-        if not output.name or (output.exists() and not output.is_file()):
-            raise click.UsageError(f"expected a file for --output, got {output}")
-        if output.resolve() == path.resolve():
-            raise click.UsageError(f"expected --output, another file than {path}, which is read")
-        if model_args and not model:
-            raise click.UsageError("expected --model with --model-arg")
-        contents = formats.read(path)
-        network = contents.assemble(path, build(model, model_args or contents.model_args) if model else None)
-        root = data_root or _data_root_of(checkpoint)
-        images = sample_images(network, DataConfig(dataset, root, image_size=image_size))
-        if fold_batchnorm:
-            network = folded(network, images)
-        exported = export(network, output, form, images, verify)
+        form = formats.get(name)(**chosen)
+        output = output or (checkpoint / "model" if checkpoint.is_dir() else checkpoint).with_suffix(form.suffix)
+        network, exported = export_checkpoint(
+            checkpoint,
+            output,
+            form,
+            DataConfig(dataset, data_root or _data_root_of(checkpoint), image_size=image_size),
+            NetworkConfig(model, model_args) if model else None,
+            fold_batchnorm=fold_batchnorm,
+            verify=verify,
+        )
     console.table(_summary(network, exported, output) + form.remarks(output, network))
     console.table(_floats(network), ("stays float", "why"))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-COMPARISON = Path("comparison.html")
+from ldnq.config import COMPARISON
 
 
 @click.command("report", short_help="Write a run's report anew, or compare several runs.")

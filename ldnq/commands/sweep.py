@@ -15,8 +15,8 @@ from ldnq.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# Of the options of quantize, those that a sweep has in another form.
-OWN = {"model", "kbits", "seed", "output"}
+# Of the options of quantize, those that a sweep has in another form or no use for.
+OWN = {"model", "kbits", "target_bits", "seed", "output", "resume", "curves"}
 PASSED = [option for option in quantize_command.params if option.expose_value and option.name not in OWN]
 
 
@@ -55,7 +55,8 @@ def sweep_command(models: tuple[str, ...], kbits: tuple[int, ...], seeds: int, o
     """Quantize every network with every number of levels and several draws of the calibration set.
 
     Takes every other option of 'ldnq quantize'. Stopped at any time, it goes on where it was when called again. The
-    table of means is printed and kept as sweep.md, all runs as sweep.csv, the plot as sweep.svg.
+    table of means is printed and kept as sweep.md, all runs as sweep.csv, the plot as sweep.svg, and comparison.html
+    shows them side by side.
 
     \b
     ldnq sweep --models resnet20 --dataset digits --kbits 3,5 --seeds 2 --preset fast
@@ -70,7 +71,7 @@ def sweep_command(models: tuple[str, ...], kbits: tuple[int, ...], seeds: int, o
         from ldnq.tables import HEADER, plot
 
         summaries = Sweep(configs[0], models, kbits, range(seeds), output)()
-        files = ["sweep.md", "sweep.csv"]
+        files = ["sweep.md", "sweep.csv", "comparison.html"]
         try:
             plot(output / "sweep.svg", summaries)
             files.append("sweep.svg")

@@ -55,7 +55,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(ldnq, words, workdir, monkeyp
         teachers.append(teacher)
         if len(teachers) == 3:
             raise KeyboardInterrupt
-        return run(config, folder, teacher)
+        return run(config, folder, teacher=teacher)
 
     monkeypatch.setattr(sweep, "run", stop_at_the_third)
     result = ldnq(*words)
@@ -87,7 +87,7 @@ def test_a_network_without_weights_does_not_stop_the_others(ldnq, tiny, workdir)
     ("words", "message"),
     [
         ([], "expected --models NAME"),
-        (["--models", "resnet20", "--kbits", "3,4"], "expected kbits of 3, 5, 7, 9, 11, got 4"),
+        (["--models", "resnet20", "--kbits", "3,4"], "expected kbits of 3, 5, 7, 9, 11 or auto, got 4"),
         (["--models", "resnet20", "--kbits", "a"], "'a' is not a valid integer"),
         (["--models", "resnet20", "--kbits", ","], "expected values with commas between them"),
         (["--models", "resnet21"], "unknown model 'resnet21'"),
