@@ -21,7 +21,7 @@ class FullDataTraining:
     """
 
     everything: CalibrationImages
-    epochs: int = 20
+    epochs: int = 8
     batch_size: int = 128
     latent_lr: float = 3e-3
     lr: float = 1e-3
