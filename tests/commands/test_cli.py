@@ -136,9 +136,9 @@ def _interrupt(*arguments, **options):
     ("part", "words", "kept"),
     [
         (
-            "ldnq.stages.layerwise.Layerwise._quantize",
+            "ldnq.stages.layerwise.Layerwise.reconstruction",
             ["quantize", "--output", "run"],
-            "run/config.json is saved, 'ldnq quantize --config run/config.json --output run' starts again",
+            "all finished layers are kept, 'ldnq quantize --resume run' goes on",
         ),
         ("ldnq.measurement.evaluate", ["evaluate"], "nothing was saved"),
     ],

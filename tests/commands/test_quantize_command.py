@@ -393,7 +393,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(ldnq, tiny, trained, work
     assert ldnq("quantize", *tiny, "--preset", "fast", "--threads", 1, "--output", "whole").code == 0
     process = _process(tiny, trained, "--threads", "1", "--output", "run")
     for line in process.stderr:
-        if line.startswith("layer 3"):
+        if line.startswith("quantizing layers 3"):
             process.send_signal(number)
             break
     process.communicate()
