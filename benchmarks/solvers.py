@@ -4,8 +4,9 @@
     python benchmarks/solvers.py --data-root cifar10=DIR --data-root imagenette=DIR
 
 writes `solvers.md`. Every solver gets the same problems: the float weights of a layer and the Gram matrix of its inputs
-in the float network, of 500 images; three levels; of ResNet-18 every fourth layer. The exact optimum is known of the part of a problem that belongs to
-one input and one output channel of a 3x3 convolution: all 3⁹ assignments of levels are tried.
+in the float network, of 500 images; three levels; of ResNet-18 every fourth layer. The exact optimum is known of the
+part of a problem that belongs to one input and one output channel of a 3x3 convolution: all 3⁹ assignments of levels
+are tried.
 """
 
 import statistics
