@@ -104,17 +104,7 @@ def _run(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> 
     accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
 
     metrics = _metrics(prepared, state, teacher, accuracy)
-    model = QuantizedModel(
-        module=state.student.cpu(),
-        weights=state.weights,
-        model=network.model,
-        model_args=network.model_args,
-        preprocessing=network.preprocessing,
-        class_names=data.class_names,
-        provenance={"ldnq": ldnq.__version__, "source": network.source, "left_float": _left_float(state)} | metrics,
-        folded=state.folded,
-        grids=state.grids,
-    )
+    model = _model(prepared, state, metrics)
     folder.write_layers(state)
     if sensitivities:
         write_table(sensitivities, folder.path)
@@ -131,6 +121,22 @@ def _run(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> 
         "quantizing_seconds": quantizing,
     }
     return model, metrics
+
+
+def _model(prepared: Preparation, state: QuantizationState, metrics: dict[str, Any]) -> QuantizedModel:
+    """What is saved; the `metrics` known so far become part of its provenance."""
+    network = prepared.network
+    return QuantizedModel(
+        module=state.student.cpu(),
+        weights=state.weights,
+        model=network.model,
+        model_args=network.model_args,
+        preprocessing=network.preprocessing,
+        class_names=prepared.data.class_names,
+        provenance={"ldnq": ldnq.__version__, "source": network.source, "left_float": _left_float(state)} | metrics,
+        folded=state.folded,
+        grids=state.grids,
+    )
 
 
 def quantize(
