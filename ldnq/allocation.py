@@ -48,7 +48,7 @@ def allocate(errors: Sequence[Sequence[float]], bits: Sequence[Sequence[float]],
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes / budget, -np.inf, 1)],
         options={"mip_rel_gap": 0},
     )
-    assert solution.success, solution.message  # the smallest choices are a solution
+    assert solution.success, solution.message  # noqa: S101, the smallest choices are a solution
     return [int(part.argmax()) for part in np.split(solution.x, ends[:-1])]
 
 

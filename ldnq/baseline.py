@@ -2,8 +2,8 @@
 
 import copy
 import logging
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,15 @@ from ldnq.augmentation import SMALL, Augmentation
 from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
+from ldnq.datasets.registry import DatasetFamily
 from ldnq.errors import DataError, NetworkError, UsageError, keeping
+from ldnq.files import write_json
 from ldnq.measurement import measure
+from ldnq.models.registry import ModelFamily
 from ldnq.network import build, decide_preprocessing, find_family
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import headline
+from ldnq.runs import RunFolder
 from ldnq.training import Trainer, TrainingRecipe
 
 log = logging.getLogger(__name__)
@@ -31,47 +35,91 @@ MAX_BYTES = 16 << 30
 MARGIN = 8 / 7
 
 
-def train(
-    config: RunConfig,
-    recipe: TrainingRecipe,
-    output: Path | None,
-    *,
-    init: Path | None,
-    half: bool,
-    compiled: bool,
-    command: str,
-    curves: bool = False,
-) -> tuple[Path, dict[str, Any]]:
-    """Train the network of `config` from random weights or those in `init`, or go on where a run into `output` stopped;
-    returns the file and its card. `curves` are written for TensorBoard."""
-    family = find_family(config.network.model)
-    dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
-    data = load_data(config.data, dataset)
-    if not data.training.labelled:
-        raise DataError(f"expected labelled images to train on, found none in dataset {dataset.name}")
-    preprocessing = decide_preprocessing(family, config.data, dataset)
-    torch.manual_seed(recipe.seed)
-    module, model_args = _start(config, data, init)
+@dataclass(frozen=True)
+class Baseline:
+    """What 'ldnq train' was asked for: a network trained by `recipe` from random weights or those in the file `init`,
+    written to the folder `output`, `half` as float16; `curves` are for TensorBoard."""
 
-    name = f"{config.network.file_name}-{dataset.name}"
-    folder = output or Path("results") / f"train-{name}"
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"expected a folder to write to, found the file {folder}: use another --output")
+    config: RunConfig
+    recipe: TrainingRecipe
+    output: Path | None
+    init: Path | None
+    half: bool
+    compiled: bool
+    curves: bool
+    command: str
+
+    @cached_property
+    def family(self) -> ModelFamily:
+        """Of the network."""
+        return find_family(self.config.network.model)
+
+    @cached_property
+    def dataset(self) -> DatasetFamily:
+        """The one that is named, else the network's usual one."""
+        return resolve_dataset(self.config.data.dataset, self.family.default_dataset, self.config.network.model)
+
+    @property
+    def weights(self) -> Path:
+        """The file that is written last."""
+        name = f"{self.config.network.file_name}-{self.dataset.name}"
+        return (self.output or Path("results") / f"train-{name}") / f"{name}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """The file that carries the run over an interruption."""
+        return self.weights.with_name("state.pt")
+
+    def write_config(self) -> None:
+        """Write `config.json`, from which 'ldnq train --resume' goes on: options by their names, and the command."""
+        tables = self.config.to_dict()
+        options = {part: tables[part] for part in ("network", "data", "runtime")} | asdict(self.recipe)
+        options |= {"init": self.init and str(self.init), "half": self.half, "compile": self.compiled}
+        options |= {"tensorboard": self.curves, "command": self.command}
+        write_json(self.weights.with_name("config.json"), options)
+
+
+def train(baseline: Baseline) -> dict[str, Any]:
+    """Train, or go on where a run into the same folder stopped, and write the weights; returns their card.
+
+    Raises `UsageError` where another run is writing to the folder, or where it holds the weights of one that ended and
+    nothing to go on from.
+    """
+    folder = RunFolder.create(baseline.weights.parent)
+    with folder.alone():
+        if not baseline.state.exists():
+            if baseline.weights.exists():
+                raise UsageError(f"{baseline.weights} is there already: use another --output")
+            baseline.write_config()
+        return _train(baseline)
+
+
+def _train(baseline: Baseline) -> dict[str, Any]:
+    config, recipe = baseline.config, baseline.recipe
+    data = load_data(config.data, baseline.dataset)
+    if not data.training.labelled:
+        raise DataError(f"expected labelled images to train on, found none in dataset {data.family.name}")
+    preprocessing = decide_preprocessing(baseline.family, config.data, baseline.dataset)
+    torch.manual_seed(recipe.seed)
+    module, model_args = _start(config, data, baseline.init)
     _check_outputs(module, preprocessing, data.num_classes or 0)
     fabric = runtime.start(config.runtime, training=True)
-    headline(f"{config.network.model} on {dataset.name}")
+    headline(f"{config.network.model} on {data.family.name}")
     images, labels = _load(data, preprocessing, config.runtime.workers)
-    augmentation = Augmentation(preprocessing.image_size, dataset.flip)
-    state = folder / "state.pt"
-    subject = f"{config.network.model} {model_args} on {dataset.name} {data.training.fingerprint()} as {preprocessing}"
-    subject += f" from {init.name}" if init else ""
-    trainer = Trainer(module, images, labels, preprocessing, augmentation, recipe, fabric, state, subject, compiled)
+    augmentation = Augmentation(preprocessing.image_size, data.family.flip)
+    subject = f"{config.network.model} {model_args} on {data.family.name} {data.training.fingerprint()} as "
+    subject += f"{preprocessing}" + (f" from {baseline.init.name}" if baseline.init else "")
+    trainer = Trainer(
+        module, images, labels, preprocessing, augmentation, recipe, fabric, baseline.state, subject, baseline.compiled
+    )
     if trainer.resume():
+        baseline.write_config()
         log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
-    with keeping(partial(_kept, trainer)), tensorboard.writing(folder / "tensorboard" if curves else None):
+    curves = baseline.weights.with_name("tensorboard") if baseline.curves else None
+    with keeping(partial(_kept, trainer)), tensorboard.writing(curves):
         trainer.run()
 
-    weights = {key: _stored(tensor, half) for key, tensor in module.state_dict().items()}
+    weights = {key: _stored(tensor, baseline.half) for key, tensor in module.state_dict().items()}
     # What is measured is what is stored.
     module.load_state_dict(weights)
     card = {
@@ -79,20 +127,22 @@ def train(
         "model_args": model_args,
         **_description(data, preprocessing),
         "recipe": asdict(recipe),
-        "command": command,
+        "command": baseline.command,
         **_accuracy(module, data, preprocessing, config),
         "ldnq": ldnq.__version__,
         "torch": torch.__version__,
     }
-    path = folder / f"{name}.safetensors"
-    checkpoints.write(path, weights, card)
-    return path, card
+    checkpoints.write(baseline.weights, weights, card)
+    return card
 
 
 def _kept(trainer: Trainer) -> str:
     if not trainer.state.exists():
         return "nothing was saved"
-    return f"{trainer.epoch} of {trainer.recipe.epochs} epochs are saved in {trainer.state}, the same command goes on"
+    return (
+        f"{trainer.epoch} of {trainer.recipe.epochs} epochs are saved in {trainer.state}, "
+        f"'ldnq train --resume {trainer.state.parent}' goes on"
+    )
 
 
 def _start(config: RunConfig, data: Data, init: Path | None) -> tuple[nn.Module, dict[str, Any]]:

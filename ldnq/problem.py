@@ -65,7 +65,7 @@ class LayerProblem:
     def _coupled_scales(self, levels: Tensor, moved: Tensor, scale: Tensor) -> Tensor:
         """The α (groups, rows, 1) of least error, `(S ∘ Q H Qᵀ) α = (S ∘ Q H Wᵀ) 1`, with `moved` Q H; a row whose α
         would not be positive keeps its `scale`."""
-        assert self.sensitivity is not None
+        assert self.sensitivity is not None  # noqa: S101, for the type: callers have seen to it
         system = self.sensitivity * (moved @ levels.mT)
         wanted = (levels * self.pushed_target).sum(2, keepdim=True)
         diagonal = system.diagonal(dim1=-2, dim2=-1)

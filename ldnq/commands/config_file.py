@@ -18,8 +18,8 @@ else:
     import tomli as tomllib
 
 TABLES = parts().keys()
-# What a run depends on, whether or not a command has an option for it: one file does for all commands.
-SHARED = set(option_names())
+# What a run depends on or was called by, whether or not a command has an option for it: one file does for all commands.
+SHARED = set(option_names()) | {"command"}
 # They name files of this kind themselves.
 IDLE = ("config", "resume")
 
@@ -82,6 +82,25 @@ def _as_typed(option: click.Option, value: Any) -> Any:
         return [f"{name}={json.dumps(entry)}" for name, entry in value.items()]
     words = [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
     return words if option.multiple else ",".join(words)
+
+
+def _go_on(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
+    if run is not None:
+        use_config(ctx, run / "config.json")
+    return run
+
+
+resume_option = click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", callback=_go_on, is_eager=True,
+    help="Go on with the run in this folder, that was stopped; no other option is needed.",
+)  # fmt: skip
+
+
+def goes_on(resume: Path | None, output: Path | None) -> Path | None:
+    """The folder to write to; raises `click.UsageError` where the two options name different ones."""
+    if resume and output and output != resume:
+        raise click.UsageError(f"--resume goes on in {resume}: leave out --output")
+    return resume or output
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:

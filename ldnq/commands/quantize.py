@@ -8,14 +8,8 @@ import click
 
 from ldnq.commands import console, options
 from ldnq.commands.completion import complete
-from ldnq.commands.config_file import config_option, use_config
+from ldnq.commands.config_file import config_option, goes_on, resume_option
 from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig
-
-
-def _go_on(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
-    if run is not None:
-        use_config(ctx, run / "config.json")
-    return run
 
 
 @click.command("quantize", short_help="Quantize a trained network with a few of its images.")
@@ -53,10 +47,7 @@ def _go_on(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path
 @options.runtime_options
 @options.tensorboard_option
 @options.output_option
-@click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN", callback=_go_on, is_eager=True,
-    help="Go on with the run in this folder, that was stopped; no other option is needed.",
-)  # fmt: skip
+@resume_option
 def quantize_command(output: Path | None, resume: Path | None, curves: bool, **values: Any) -> None:
     """Quantize a trained network layer by layer with a small sample of its training images.
 
@@ -67,8 +58,7 @@ def quantize_command(output: Path | None, resume: Path | None, curves: bool, **v
     ldnq quantize --model resnet20 --dataset digits --kbits auto --target-bits 2.0
     ldnq quantize --resume results/RUN
     """
-    if resume and output and output != resume:
-        raise click.UsageError(f"--resume goes on in {resume}: leave out --output")
+    folder = goes_on(resume, output)
     if resume and (resume / "metrics.json").exists():
         click.echo(f"the run in {resume} is finished: nothing to do")
         return
@@ -79,7 +69,7 @@ def quantize_command(output: Path | None, resume: Path | None, curves: bool, **v
     with console.progress():
         from ldnq.pipeline import run
 
-        result = run(config, resume or output, shlex.join(["ldnq", *options.words("quantize")]), curves)
+        result = run(config, folder, shlex.join(["ldnq", *options.words("quantize")]), curves)
     if config.recipe.kbits == AUTO:
         rows = [(name, f"{w.codes.numel():,}", w.codebook.num_levels) for name, w in result.model.weights.items()]
         console.table(rows, ("parameter", "weights", "levels"), "Levels chosen")

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from ldnq.commands import console, options
-from ldnq.commands.config_file import config_option
+from ldnq.commands.config_file import config_option, goes_on, read, resume_option
 from ldnq.config import RunConfig
+from ldnq.errors import UsageError
 
 
 @click.command("train", short_help="Train a float network to start from.")
@@ -35,31 +36,45 @@ from ldnq.config import RunConfig
 @options.runtime_options
 @options.tensorboard_option
 @options.output_option
+@resume_option
 def train_command(
-    output: Path | None, init: Path | None, half: bool, compiled: bool, curves: bool, **values: Any
+    output: Path | None, resume: Path | None, init: Path | None, half: bool, compiled: bool, curves: bool, **values: Any
 ) -> None:
     """Train a float network, as a start for quantization. An interrupted run goes on when started again.
 
     \b
     ldnq train --model resnet20 --dataset cifar10 --epochs 40 --output results/resnet20
     ldnq train --model resnet18 --dataset imagenette --init resnet18-f37072fd.pth --epochs 10 --lr 0.01
+    ldnq train --resume results/resnet20
     """
+    folder = goes_on(resume, output)
     options.require_model(values["model"])
     config = RunConfig.from_options(values)
-    command = shlex.join(["ldnq", *_without_folders(options.words("train"))])
     with console.progress():
-        from ldnq.baseline import train
+        from ldnq.baseline import Baseline, train
         from ldnq.training import TrainingRecipe
 
         names = ("epochs", "batch_size", "lr", "weight_decay", "schedule", "seed")
         recipe = TrainingRecipe(**{name: values[name] for name in names})
-        path, card = train(
-            config, recipe, output, init=init, half=half, compiled=compiled, command=command, curves=curves
-        )
-    rows = [("weights", str(path))]
+        baseline = Baseline(config, recipe, folder, init, half, compiled, curves, _command(resume))
+        if resume and baseline.weights.exists():
+            click.echo(f"the run in {resume} is finished: nothing to do")
+            return
+        card = train(baseline)
+    rows = [("weights", str(baseline.weights))]
     if card["top1"] is not None:
         rows.insert(0, ("top-1 / top-5", f"{card['top1']:.2f}% / {card['top5']:.2f}%"))
     console.table(rows)
+
+
+def _command(resume: Path | None) -> str:
+    """The command that began the run."""
+    if resume is None:
+        return shlex.join(["ldnq", *_without_folders(options.words("train"))])
+    found = read(resume / "config.json")
+    if not {"command", "epochs"} <= found.keys():
+        raise UsageError(f"expected a run of 'ldnq train' in {resume}, found another: use 'ldnq quantize --resume'")
+    return str(found["command"])
 
 
 def _without_folders(words: Sequence[str]) -> list[str]:

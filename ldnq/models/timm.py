@@ -12,7 +12,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldnq.errors import CheckpointError, UsageError
 from ldnq.extras import require
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 PREFIX = "timm/"
 # Seconds, until there is no network: timm itself would try for a minute.
 PATIENCE = 10
+# Arguments by which timm would fetch weights, also where a file of a stranger names them.
+FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 def find(model: str) -> ModelFamily:
@@ -40,13 +42,19 @@ def find(model: str) -> ModelFamily:
     preprocessing = _preprocessing(timm, name)
     return ModelFamily(
         model,
-        partial(timm.create_model, name, pretrained=False),
+        partial(_build, name),
         preprocessing.image_size,
         "imagenet",
         preprocessing.resize,
         published=partial(TimmWeights, name),
         preprocessing=preprocessing,
     )
+
+
+def _build(name: str, **arguments: Any) -> nn.Module:
+    if fetching := [argument for argument in FETCHING if argument in arguments]:
+        raise UsageError(f"expected arguments of the network {name}, got {fetching[0]}: give weights by --checkpoint")
+    return require("timm", "timm").create_model(name, **arguments)
 
 
 def _preprocessing(timm: ModuleType, name: str) -> Preprocessing:
@@ -100,4 +108,4 @@ class TimmWeights:
 def _check_connection(address: str) -> None:
     # An answer of whatever kind will do.
     with suppress(HTTPError):
-        urlopen(address, timeout=PATIENCE).close()
+        urlopen(address, timeout=PATIENCE).close()  # noqa: S310, the hub's own address, nothing is read

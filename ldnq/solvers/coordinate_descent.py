@@ -48,7 +48,7 @@ class CoordinateDescent:
             fit, history = self._descend(problem, fit)
             best = best.or_better(fit) if best else fit
             errors += history
-        assert best, "there is a start"
+        assert best, "there is a start"  # noqa: S101, for the type
         return best, [*errors, float(best.error.sum())]
 
     def _descend(self, problem: LayerProblem, fit: Fit) -> tuple[Fit, list[float]]:

@@ -55,7 +55,7 @@ class ErrorFeedback:
         for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // W.numel())):
             for fit in fits([fitted * float(factor) for factor in factors], several):
                 best = best.or_better(fit) if best else fit
-        assert best, "there are scales"
+        assert best, "there are scales"  # noqa: S101, for the type
         errors = [float(best.error.sum())]
         if self.beam > 1:
             (fit,) = fits([best.scale], self._width(self.beam, W.numel()))

@@ -40,7 +40,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(ldnq, tiny, workdir, mo
         stopped = ldnq(*options, "--output", "parts")
     assert stopped.code == 130
     assert stopped.err.splitlines()[-1] == (
-        "interrupted: 1 of 2 epochs are saved in parts/state.pt, the same command goes on"
+        "interrupted: 1 of 2 epochs are saved in parts/state.pt, 'ldnq train --resume parts' goes on"
     )
     resumed = ldnq(*options, "--output", "parts")
     assert "going on after epoch 1 of 2" in resumed.err

@@ -96,3 +96,15 @@ def test_without_timm_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UsageError, match=r"expected the package timm, found none: pip install 'ldnq\[timm\]'"):
         find_family("timm/test_resnet")
+
+
+@pytest.mark.parametrize("argument", [{"pretrained": True}, {"checkpoint_path": "/etc/passwd"}, {"pretrained_cfg": {}}])
+def test_a_file_of_a_stranger_cannot_make_timm_fetch_weights(workdir, argument):
+    module = timm.create_model("test_resnet", num_classes=10)
+    model = replace(
+        ldnq.quantize(module, [torch.rand(4, 3, 32, 32)], preset="fast", solver="nearest"),
+        model="timm/test_resnet", model_args=argument,
+    )  # fmt: skip
+    ldnq.save(model, "model.h5")
+    with pytest.raises(UsageError, match=f"got {next(iter(argument))}: give weights by --checkpoint"):
+        ldnq.load("model.h5")
