@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ldnq import graph
-from ldnq.errors import NetworkError
 from ldnq.graph import Layer
+from ldnq.soundness import finite, unusable
 
 # Samples whose activations are all held at once, for the way back.
 SAMPLES = 32
@@ -69,8 +69,8 @@ def output_gradients(
     finally:
         for handle in handles:
             handle.remove()
-    if not bool(torch.isfinite(logits).all()):
-        raise NetworkError("expected finite outputs on the calibration images: the network gives infinite values")
+    if not finite(logits):
+        raise unusable(next((f"layer {name}" for name in names if not finite(*outputs[name])), "the network's output"))
     places = [(name, output) for name in names for output in outputs[name]]
     for draw in range(draws if logits.requires_grad else 0):
         found = torch.autograd.grad(
