@@ -13,6 +13,8 @@ from ldnq.soundness import finite, unusable
 
 # Samples whose activations are all held at once, for the way back.
 SAMPLES = 32
+# Entries of those samples: of inputs over 128 pixels there are fewer, since activations grow with the area.
+ENTRIES = SAMPLES * 3 * 128 * 128
 
 
 def channel_curvature(network: nn.Module, name: str, batches: Iterable[Tensor], generator: torch.Generator) -> Tensor:
@@ -88,7 +90,8 @@ def output_gradients(
 
 
 def _parts(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    return (part for batch in batches for part in batch.split(SAMPLES))
+    for batch in batches:
+        yield from batch.split(max(1, min(SAMPLES, ENTRIES // batch[0].numel())))
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

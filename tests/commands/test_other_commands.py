@@ -75,7 +75,7 @@ def test_a_training_that_explodes_says_when_and_saves_nothing(ldnq, tiny, workdi
     options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--epochs", 2, "--precision", "32"]
     result = ldnq(*options, "--lr", 1e6, "--output", "run")
     assert result.code == 2
-    pattern = r"Error: the loss is \S+ at step \d+ of 10 of epoch 1; nothing was saved: try a lower --lr"
+    pattern = r"error: the loss is \S+ at step \d+ of 10 of epoch 1; nothing was saved: try a lower --lr"
     assert re.search(pattern, result.err), result.err
     assert not (workdir / "run").exists()
 
