@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ldnq import graph
-from ldnq.errors import NetworkError
 from ldnq.graph import Layer
+from ldnq.soundness import finite, unusable
 
 # Samples whose activations are all held at once, for the way back.
 SAMPLES = 32
+# Entries of those samples: of inputs over 128 pixels there are fewer, since activations grow with the area.
+ENTRIES = SAMPLES * 3 * 128 * 128
 
 
 def channel_curvature(network: nn.Module, name: str, batches: Iterable[Tensor], generator: torch.Generator) -> Tensor:
@@ -69,8 +71,8 @@ def output_gradients(
     finally:
         for handle in handles:
             handle.remove()
-    if not bool(torch.isfinite(logits).all()):
-        raise NetworkError("expected finite outputs on the calibration images: the network gives infinite values")
+    if not finite(logits):
+        raise unusable(next((f"layer {name}" for name in names if not finite(*outputs[name])), "the network's output"))
     places = [(name, output) for name in names for output in outputs[name]]
     for draw in range(draws if logits.requires_grad else 0):
         found = torch.autograd.grad(
@@ -88,7 +90,8 @@ def output_gradients(
 
 
 def _parts(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    return (part for batch in batches for part in batch.split(SAMPLES))
+    for batch in batches:
+        yield from batch.split(max(1, min(SAMPLES, ENTRIES // batch[0].numel())))
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,10 @@ class NetworkError(LdnqError):
     """A network cannot be run or quantized as it stands."""
 
 
+class TrainingError(LdnqError):
+    """A training has gone astray: its loss or its weights are no numbers to go on with."""
+
+
 class ExportError(LdnqError):
     """An exported file does not compute what the network computes."""
 

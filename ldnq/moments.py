@@ -1,5 +1,6 @@
 """Second moments of a layer's inputs and targets, gathered batch by batch."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from ldnq.graph import Layer
 from ldnq.products import Strips
+from ldnq.soundness import finite, unusable
 
 # Entries of an unfolded input held at once, 16 MiB in float32, which a cache can hold: unless a Gram matrix has more.
 MAX_ENTRIES = 1 << 22
@@ -77,7 +79,7 @@ def gather_moments(
 ) -> Moments:
     """Moments of `layer`, the module `student` in one network and `teacher` in the other, over `calls`: inputs as the
     student feeds them, and the outputs wanted, as the teacher computes them from its own. Never holds more than a slice
-    of one unfolded input."""
+    of one unfolded input. Raises `NetworkError` where values are not finite."""
     rows = layer.shape[0] // layer.groups
     d = layer.to_matrix(torch.empty(layer.shape, device="meta")).shape[-1]
     numbers = {"dtype": torch.float64, "device": student.weight.device}
@@ -96,6 +98,8 @@ def gather_moments(
                 target_total += strips.outputs.sum((2, 3)).unsqueeze(2)
                 energy += float(strips.outputs.square().sum(3).double().sum())
                 positions += strips.positions
+    if not finite(gram, cross) or not math.isfinite(energy):
+        raise unusable(f"layer {layer.name}")
     gram, total, cross, target_total = (entry / positions for entry in (gram, total, cross, target_total))
     return Moments(gram, total, cross, target_total, energy / positions, positions)
 

@@ -19,6 +19,7 @@ from ldnq.evaluation import Accuracy
 from ldnq.network import Network, find_family, load_network
 from ldnq.presets import fill_in
 from ldnq.quantized import QuantizationState
+from ldnq.soundness import check_weights
 from ldnq.synthesis import Synthesis
 
 
@@ -68,6 +69,7 @@ def prepare(config: RunConfig) -> Preparation:
     data = _load_data(config, dataset)
     network = load_network(config.network, config.data, dataset, data.num_classes)
     calibration = load_or_draw(data.train, dataset.name, config.calibration)[0] if data.train else None
+    check_weights(network.module)
     network.module.to(fabric.device).requires_grad_(False)
     return Preparation(config, fabric, data, network, calibration)
 
@@ -82,7 +84,9 @@ def check_teacher(accuracy: Accuracy, network: Network, images: str) -> None:
 
 
 def start(module: nn.Module) -> QuantizationState:
-    """A student and a teacher that are copies of `module`, in the memory layout in which convolutions are fastest."""
+    """A student and a teacher that are copies of `module`, in the memory layout in which convolutions are fastest.
+    Raises `NetworkError` where weights are not finite."""
+    check_weights(module)
     teacher = copied(module, torch.channels_last).requires_grad_(False)
     return QuantizationState(copied(teacher, torch.channels_last).requires_grad_(True), teacher)
 

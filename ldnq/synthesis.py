@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ldnq.calibration import CalibrationImages
 from ldnq.errors import NetworkError
 from ldnq.progress import track
+from ldnq.soundness import LossWatch
 
 # Pixels.
 SHIFT = 2
@@ -61,10 +62,13 @@ class Synthesis:
         pixels = noise.contiguous(memory_format=torch.channels_last).requires_grad_(True)
         optimizer = torch.optim.Adam([pixels], self.lr, betas=(0.5, 0.9))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        for _ in track(range(self.steps), "synthesizing a batch"):
+        watch = LossWatch()
+        for step in track(range(self.steps), "synthesizing a batch"):
             optimizer.zero_grad()
             with torch.enable_grad():
-                loss(pixels).backward()
+                value = loss(pixels)
+            watch(value, f"step {step + 1} of {self.steps} of synthesis: use real images")
+            value.backward()
             optimizer.step()
             schedule.step()
             pixels.data.clamp_(0, 255)

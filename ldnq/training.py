@@ -12,10 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ldnq import tensorboard
 from ldnq.augmentation import Augmentation
-from ldnq.errors import CheckpointError, UsageError
+from ldnq.errors import CheckpointError, TrainingError, UsageError
 from ldnq.files import replacing
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import say, track
+from ldnq.soundness import LossWatch, first_unsound
 
 SCHEDULES = ("one-cycle", "cosine")
 
@@ -63,6 +64,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.epoch = 0
+        self.watch = LossWatch()
         self.steps = len(self.images) // self.recipe.batch_size
         if self.steps == 0:
             raise UsageError(f"expected at least {self.recipe.batch_size} images to train on, got {len(self.images)}")
@@ -94,13 +96,24 @@ class Trainer:
         """Train to the last epoch."""
         forward = torch.compile(self.module) if self.compiled else self.module
         for epoch in track(range(self.epoch, self.recipe.epochs), "epochs"):
-            loss = self._train_epoch(forward)
+            loss = self._checked_epoch(forward)
             self.epoch = epoch + 1
             self._save()
             say(f"loss {loss:.4f}")
             tensorboard.scalar("train/loss", loss, self.epoch)
             tensorboard.scalar("train/learning rate", self.schedule.get_last_lr()[0], self.epoch)
             tensorboard.histograms(self.module, self.epoch)
+
+    def _checked_epoch(self, forward: Callable[[Tensor], Tensor]) -> float:
+        """The mean loss; raises `TrainingError` where nothing can come of the training, before anything is saved."""
+        try:
+            loss = self._train_epoch(forward)
+            if name := first_unsound(self.module):
+                raise TrainingError(f"{name} is not finite after epoch {self.epoch + 1}")
+            return loss
+        except TrainingError as error:
+            kept = f"epoch {self.epoch} is kept in {self.state}" if self.epoch else "nothing was saved"
+            raise TrainingError(f"{error}; {kept}: try a lower --lr with another --output") from error
 
     def _train_epoch(self, forward: Callable[[Tensor], Tensor]) -> float:
         # Seeded by epoch, so that an interrupted run continues exactly as it would have gone on.
@@ -109,16 +122,16 @@ class Trainer:
         order = torch.randperm(len(self.images), generator=generator)[: self.steps * self.recipe.batch_size]
         self.module.train()
         total = 0.0
-        for chosen in track(order.view(self.steps, self.recipe.batch_size), "batches"):
+        for step, chosen in enumerate(track(order.view(self.steps, self.recipe.batch_size), "batches"), 1):
             batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)
             batch = self.preprocessing.normalize(batch).contiguous(memory_format=torch.channels_last)
             with self.fabric.autocast():
                 loss = F.cross_entropy(forward(batch), self.labels[chosen].to(self.fabric.device))
+            total += self.watch(loss, f"step {step} of {self.steps} of epoch {self.epoch + 1}")
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
             self.optimizer.step()
             self.schedule.step()
-            total += loss.item()
         return total / self.steps
 
     def _save(self) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(ldnq.__file__).parent
 ROWS = [
     ["errors"],
     ["config", "registry", "files", "progress", "extras"],
-    ["hdf5", "tensorboard"],
+    ["hdf5", "tensorboard", "soundness"],
     ["details"],
     ["codebook", "grid", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
     ["live"],

@@ -112,3 +112,52 @@ def test_an_input_that_hardly_changes_has_no_part_in_centred_moments():
     for nothing in (centred.gram[0, 1], centred.gram[0, :, 1], centred.cross[0, :, 1]):
         assert not nothing.any()
     assert centred.gram[0, ::2, ::2].all()
+
+
+def _variants():
+    """Convolutions of every kind that PyTorch has, in pairs of options that meet in code."""
+    for padding_mode in ("zeros", "reflect", "replicate", "circular"):
+        for kernel, stride, padding, dilation in [
+            (3, 1, 1, 1), (1, 1, 0, 1), (1, 2, 0, 1), (3, 2, 1, 1), (3, 1, 2, 2), (2, 3, 1, 1), ((5, 3), 1, (2, 1), 1),
+            ((1, 3), (1, 2), (0, 2), (1, 2)), ((3, 2), (2, 1), (2, 0), (2, 3)), (3, 1, "valid", 1), (3, 1, "same", 2),
+            ((2, 4), 1, "same", (3, 1)),
+        ]:  # fmt: skip
+            for groups in (1, 2, 4):
+                yield dict(
+                    kernel_size=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups,
+                    padding_mode=padding_mode,
+                )  # fmt: skip
+
+
+def _columns(layer, x):
+    """What the weights are multiplied with, as PyTorch's own convolution in float64 finds it: (groups, d, positions),
+    by kernels of a single one."""
+    d = layer.weight[0].numel()
+    ones = nn.Conv2d(
+        layer.in_channels, layer.groups * d, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.groups, False, layer.padding_mode, dtype=torch.float64,
+    )  # fmt: skip
+    ones.weight.copy_(torch.eye(d).view(d, *layer.weight.shape[1:]).repeat(layer.groups, 1, 1, 1))
+    return ones(x.double()).transpose(0, 1).reshape(layer.groups, d, -1)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("options", list(_variants()), ids=lambda options: " ".join(map(str, options.values())))
+@torch.no_grad()
+def test_moments_of_every_convolution_are_those_of_float64(options):
+    teacher, student = nn.Conv2d(4, 8, **options), nn.Conv2d(4, 8, **options)
+    x = torch.randn(6, 4, 9, 8) + 0.5
+    layer = find_layers(student, x[:1])[0][0]
+    found = moments.gather_moments(layer, student, teacher, [(part, teacher(part)) for part in x.split(4)])
+    X = _columns(teacher, x)
+    Y = teacher.double()(x.double()) - teacher.bias.view(-1, 1, 1)
+    Y = Y.transpose(0, 1).reshape(layer.groups, -1, X.shape[2])
+    gram, positions = X @ X.mT / X.shape[2], X.shape[2]
+    assert found.positions == positions
+    # Of the largest that an entry could be, by Cauchy and Schwarz.
+    root = gram.diagonal(dim1=1, dim2=2).sqrt().unsqueeze(2)
+    size = Y.square().mean(2, keepdim=True).sqrt()
+    assert ((found.gram - gram).abs() <= 2e-6 * root @ root.mT).all()
+    assert ((found.cross - Y @ X.mT / positions).abs() <= 2e-6 * size @ root.mT).all()
+    assert ((found.mean - X.mean(2, keepdim=True)).abs() <= 1e-6 * root).all()
+    assert found.energy == pytest.approx(float(Y.square().sum((0, 1)).mean()), rel=1e-6)

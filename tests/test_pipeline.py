@@ -82,11 +82,47 @@ def test_training_works_where_the_caller_has_switched_gradients_off():
     assert len(model.weights) == 3
 
 
-def test_layers_for_volumes_stay_float():
-    network = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(16, 3))
-    model = ldnq.quantize(network, [torch.randn(8, 1, 4, 4, 4)], kbits=3)
-    assert list(model.weights) == ["2.weight"]
-    assert torch.equal(model.module[0].weight.sign(), network[0].weight.sign())
+class First(nn.Module):
+    """The first of what a module returns."""
+
+    def __init__(self, module, inputs=1):
+        super().__init__()
+        self.module, self.inputs = module, inputs
+
+    def forward(self, x):
+        return self.module(*[x] * self.inputs)[0]
+
+
+class Tokens(nn.Module):
+    def forward(self, x):
+        return x.flatten(1).abs().round().long().clamp(max=9)
+
+
+OTHERS = {
+    "Conv1d": (nn.Conv1d(3, 2, 3), (3, 6)),
+    "Conv3d": (nn.Conv3d(1, 2, 3), (1, 4, 4, 4)),
+    "ConvTranspose2d": (nn.ConvTranspose2d(3, 2, 2), (3, 4, 4)),
+    "Embedding": (nn.Sequential(Tokens(), nn.Embedding(10, 4)), (3,)),
+    "LSTM": (First(nn.LSTM(5, 4, batch_first=True)), (3, 5)),
+    "GRU": (First(nn.GRU(5, 4, batch_first=True)), (3, 5)),
+    "MultiheadAttention": (First(nn.MultiheadAttention(4, 2, batch_first=True), inputs=3), (3, 4)),
+}
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_neither_convolution_of_images_nor_linear_stays_float_and_is_listed(kind, preset):
+    other, shape = OTHERS[kind]
+    network = nn.Sequential(other, nn.Flatten(), nn.ReLU(), nn.LazyLinear(3))
+    x = torch.randn(8, *shape)
+    network(x)
+    model = ldnq.quantize(network, [x], kbits=3, preset=preset, training=False)
+    assert "3.weight" in model.weights
+    assert not any(name.startswith("0.") for name in model.weights)
+    listed = model.provenance["left_float"]
+    assert f"{kind} is not a Conv2d or Linear layer" in listed.values()
+    kept = model.module[0].state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in other.state_dict().items())
 
 
 def test_pruned_weights_are_refused_with_what_to_do():
@@ -99,7 +135,7 @@ def test_pruned_weights_are_refused_with_what_to_do():
 def test_a_network_that_overflows_is_refused_in_one_line():
     network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     with torch.no_grad():
-        network[0].weight[:] = torch.inf
-    with pytest.raises(NetworkError, match="infinite values") as error:
+        network[0].weight[:] = 1e30
+    with pytest.raises(NetworkError, match="infinity or more at layer 0") as error:
         ldnq.quantize(network, [torch.randn(8, 4).abs()], kbits=3)
     assert "\n" not in str(error.value)

@@ -42,7 +42,7 @@ class ErrorFeedback:
         columns = order[:, None].expand_as(W)
         ordered, U = W.gather(2, columns), self._factor(H, order).float()
         choices = torch.tensor(codebook.levels, device=W.device)
-        _, fitted = project(W, codebook, problem.per_channel)
+        nearest, fitted = project(W, codebook, problem.per_channel)
 
         def fits(scales: list[Tensor], beam: int) -> Iterator[Fit]:
             # All scales in one pass, as if each were a layer of its own.
@@ -50,12 +50,12 @@ class ErrorFeedback:
             for levels, scale in zip(rounded.chunk(len(scales), 1), scales):
                 yield problem.fit(torch.empty_like(W).scatter_(2, columns, levels.to(W)), scale)
 
-        best: Fit | None = None
+        # Following correlations may lose where there are few: nearest levels are the first to beat.
+        best = problem.fit(codebook.values(nearest, W.dtype), fitted)
         several = self._width(1, W.numel() * self.scales)
         for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // W.numel())):
             for fit in fits([fitted * float(factor) for factor in factors], several):
-                best = best.or_better(fit) if best else fit
-        assert best, "there are scales"  # noqa: S101, for the type
+                best = best.or_better(fit)
         errors = [float(best.error.sum())]
         if self.beam > 1:
             (fit,) = fits([best.scale], self._width(self.beam, W.numel()))
@@ -69,9 +69,12 @@ class ErrorFeedback:
         return max(least, min(self.widest, CHEAP // weights)) if self.beam > 1 else 1
 
     def _factor(self, H: Tensor, order: Tensor) -> Tensor:
-        """U, upper triangular, with `UᵀU = (H+λI)⁻¹`, rows and columns in `order`."""
+        """U, upper triangular, with `UᵀU = (H+λI)⁻¹` but for a power of two, rows and columns in `order`."""
         H = H.gather(1, order[:, :, None].expand_as(H)).gather(2, order[:, None].expand_as(H))
         mean = H.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
+        # Costs are compared in float32, which ends at 1e38: inputs of whatever size are brought near to 1, exactly.
+        size = torch.exp2(2 * (torch.frexp(mean).exponent // 2).to(mean))
+        H, mean = H / size, mean / size
         identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
         # Where a group has no input at all U = I: its weights are rounded to the nearest level.
         damped = torch.where(mean > 0, H + self.damping * mean * identity, identity)

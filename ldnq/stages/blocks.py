@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from ldnq import tensorboard
 from ldnq.calibration import CalibrationImages
 from ldnq.curvature import channel_curvature
+from ldnq.errors import TrainingError
 from ldnq.graph import run_to
 from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.soft_assignment import SoftAssignment
+from ldnq.soundness import LossWatch
 from ldnq.wiring import Wiring
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,10 @@ class BlockReconstruction:
         with torch.no_grad():
             start = float(exam.error())
         with trainable(state, SoftAssignment, codes) as weights:
-            self._train(task, weights, generator)
+            try:
+                self._train(task, weights, generator)
+            except TrainingError as error:
+                log.warning("block %s stays as it was: %s", name, error)
         with torch.no_grad():
             end = float(exam.error())
         say(f"relative error {end:.4f}, was {start:.4f}")
@@ -81,12 +86,14 @@ class BlockReconstruction:
         autocast = torch.autocast(
             task.targets.device.type, torch.bfloat16, enabled=self.mixed_precision, cache_enabled=False
         )
+        watch = LossWatch()
         for step in range(self.steps):
             for _, quantizer in weights.values():
                 quantizer.temperature = self.coldest ** (step / self.steps)
             chosen = torch.randint(len(task.targets), (self.batch_size,), generator=generator)
             with autocast, torch.enable_grad():
                 loss = task.error(chosen, self.mixed, generator)
+            watch(loss, f"step {step + 1} of {self.steps}")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

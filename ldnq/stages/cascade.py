@@ -12,8 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ldnq import tensorboard
 from ldnq.calibration import CalibrationImages
+from ldnq.errors import TrainingError
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState
+from ldnq.soundness import LossWatch, first_unsound
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,22 @@ class Cascade:
         for module in state.student.modules():
             # Batch norm alone: dropout would only blur the target.
             module.train(isinstance(module, _BatchNorm))
+        before = {name: tensor.clone() for name, tensor in state.student.state_dict().items()}
+        try:
+            self._train(state, optimizer, calibration, generator)
+        except TrainingError as error:
+            state.student.load_state_dict(before)
+            log.warning("no cascade update here: %s; --no-training goes without", error)
+        state.student.eval()
+        return state
+
+    def _train(
+        self,
+        state: QuantizationState,
+        optimizer: torch.optim.Optimizer,
+        calibration: CalibrationImages,
+        generator: torch.Generator,
+    ) -> None:
         losses = self._losses(state, optimizer, calibration.random_batches(self.batch_size, generator))
         steps = -(-len(calibration) // self.batch_size)
         best, stale = float("inf"), 0
@@ -58,13 +76,14 @@ class Cascade:
             best = min(best, mean)
             if stale == self.patience:
                 break
-        state.student.eval()
-        return state
+        if name := first_unsound(state.student):
+            raise TrainingError(f"{name} is not finite after it")
 
     def _losses(
         self, state: QuantizationState, optimizer: torch.optim.Optimizer, batches: Iterator[Tensor]
     ) -> Iterator[float]:
-        for batch in batches:
+        watch = None
+        for step, batch in enumerate(batches, 1):
             if len(batch) == 1:
                 continue  # batch norm has no variance of one sample
             with torch.no_grad():
@@ -73,7 +92,9 @@ class Cascade:
                 loss = F.mse_loss(state.student(batch), target)
             if not loss.requires_grad:
                 return  # what is left to train has no part in the output
+            watch = watch or LossWatch(guess=float(target.square().mean()))
+            value = watch(loss, f"step {step}")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            yield loss.item()
+            yield value

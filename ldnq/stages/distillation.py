@@ -13,11 +13,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ldnq import tensorboard
 from ldnq.augmentation import mix
 from ldnq.calibration import CalibrationImages
+from ldnq.errors import TrainingError
 from ldnq.graph import recorded
 from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
 from ldnq.quantizers.power_of_two import Rounding
+from ldnq.soundness import LossWatch
 from ldnq.wiring import Wiring
 
 log = logging.getLogger(__name__)
@@ -64,14 +66,17 @@ class Distillation:
             best = Best(state.student, exam(state.student))
             log.info("distillation starts at a loss of %.4f on held-out images", best.loss)
             average = AveragedModel(state.student, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
-            for step in self._steps(state, weights, calibration, generator):
-                average.update_parameters(state.student)
-                if step % max(1, self.steps // self.checks) == 0:
-                    held_out = exam(average.module)
-                    best.offer(average.module, held_out)
-                    say(f"loss on held-out images {best.loss:.4f}")
-                    tensorboard.scalar("distillation/held-out", held_out, step)
-                    tensorboard.histograms(state.student, step)
+            try:
+                for step in self._steps(state, weights, calibration, generator):
+                    average.update_parameters(state.student)
+                    if step % max(1, self.steps // self.checks) == 0:
+                        held_out = exam(average.module)
+                        best.offer(average.module, held_out)
+                        say(f"loss on held-out images {best.loss:.4f}")
+                        tensorboard.scalar("distillation/held-out", held_out, step)
+                        tensorboard.histograms(state.student, step)
+            except TrainingError as error:
+                log.warning("distillation ends early: %s; the best network so far is kept", error)
             best.restore(state.student)
             log.info("distillation ends at %.4f", best.loss)
         return state
@@ -87,6 +92,7 @@ class Distillation:
         optimizer = torch.optim.Adam(parameter_groups(state.student, weights, self.travel / self.steps, self.lr))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         blocks = Wiring(state.teacher).blocks()
+        watch = LossWatch()
         batches, autocast = self._batches(calibration, generator), self._autocast(calibration.device)
         with recorded(state.student, blocks) as ours, recorded(state.teacher, blocks) as theirs:
             for step in track(range(1, self.steps + 1), "distilling"):
@@ -96,6 +102,7 @@ class Distillation:
                 with autocast, torch.enable_grad():
                     loss = divergence(state.student(batch), target, self.temperature)
                     loss = loss + self.features * mean_relative_error(ours, theirs)
+                watch(loss, f"step {step} of {self.steps}")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -27,8 +27,10 @@ from ldnq.walk import Walk
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Of inputs, and of values between two layers, kept from one layer to the next.
+# Of inputs kept from one layer to the next, and of values between two layers: where those are largest, in the first
+# layers, the way to them is short.
 MAX_BYTES = 4 << 30
+MAX_VALUES = 1 << 30
 # More, made up by random views, hardly improve the moments.
 SAMPLES = 500
 # Of the sensitivity of an output to itself, as a share of the layer's mean.
@@ -140,7 +142,7 @@ class Layerwise:
         if self.cascade or size > MAX_BYTES:
             # What has been passed changes once more, or there is more than memory holds.
             return lambda: start(0)
-        kept = list(start(MAX_BYTES / (2 * number)))
+        kept = list(start(MAX_VALUES / (2 * number)))
         return lambda: kept
 
     def _views(self, calibration: CalibrationImages) -> int:

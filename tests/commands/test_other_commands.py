@@ -1,8 +1,10 @@
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from ldnq import checkpoints, network
 from ldnq.calibration import CalibrationSet
@@ -67,6 +69,35 @@ def test_another_recipe_does_not_continue_a_run(ldnq, tiny):
         result = ldnq(*options, *changed)
         assert result.code == 2
         assert "use another --output" in result.err
+
+
+def test_a_training_that_explodes_says_when_and_saves_nothing(ldnq, tiny, workdir):
+    options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--epochs", 2, "--precision", "32"]
+    result = ldnq(*options, "--lr", 1e6, "--output", "run")
+    assert result.code == 2
+    pattern = r"error: the loss is \S+ at step \d+ of 10 of epoch 1; nothing was saved: try a lower --lr"
+    assert re.search(pattern, result.err), result.err
+    assert not (workdir / "run").exists()
+
+
+def test_a_training_that_explodes_keeps_the_last_good_epoch(ldnq, tiny, workdir, monkeypatch):
+    from ldnq.training import Trainer
+
+    options = ["train", *tiny[:2], "--dataset", "digits", "--image-size", 32, "--epochs", 3, "--precision", "32"]
+    train_epoch = Trainer._train_epoch
+
+    def overflow_in_the_second(trainer, forward):
+        loss = train_epoch(trainer, forward)
+        if trainer.epoch == 1:
+            trainer.module[0].weight.data *= 1e38
+            trainer.module[0].weight.data *= 1e38
+        return loss
+
+    monkeypatch.setattr(Trainer, "_train_epoch", overflow_in_the_second)
+    result = ldnq(*options, "--output", "run")
+    assert result.code == 2
+    assert "0.weight is not finite after epoch 2; epoch 1 is kept in run/state.pt: try a lower --lr" in result.err
+    assert torch.load(workdir / "run/state.pt", weights_only=True)["epoch"] == 1
 
 
 def test_training_goes_on_from_given_weights(ldnq, tiny, trained, workdir):

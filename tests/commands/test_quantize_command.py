@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 import ldnq as package
-from ldnq import checkpoints
+from ldnq import checkpoints, formats
 from ldnq.config import RunConfig
 from ldnq.network import build
 
@@ -50,6 +50,22 @@ def test_a_run_leaves_config_metrics_layers_and_model(ldnq, tiny, workdir):
     assert metrics["teacher_top1"] > 85
     assert metrics["quantized_top1"] > 75
     assert f"{metrics['quantized_top1']:.2f}%" in result.out
+
+
+def test_two_processes_make_the_same_codes_scales_and_metrics(tiny, trained, workdir):
+    words = ["--preset", "balanced", "--distillation-steps", 4, "--samples", 30, "--views", 1, "--threads", 1]
+    command = [sys.executable, "-m", "ldnq", "quantize", *tiny, *words, "--output"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(trained.folder), *sys.path])}
+    for name in ("one", "two"):
+        subprocess.run([str(word) for word in (*command, name)], check=True, capture_output=True, env=environment)
+    one, two = (formats.read(workdir / name / "model.h5") for name in ("one", "two"))
+    for name, weight in one.weights.items():
+        assert torch.equal(weight.codes, two.weights[name].codes)
+        assert torch.equal(weight.scale, two.weights[name].scale)
+    assert all(torch.equal(tensor, two.tensors[name]) for name, tensor in one.tensors.items())
+    changing = {"seconds", "quantizing_seconds", "command", "packed_bytes", "packed_parts"}
+    ours, theirs = ({k: v for k, v in _metrics(workdir / name).items() if k not in changing} for name in ("one", "two"))
+    assert ours == theirs
 
 
 def test_the_fast_preset_takes_no_gradient_step_and_keeps_most_of_the_accuracy(ldnq, tiny, workdir):

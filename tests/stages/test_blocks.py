@@ -1,4 +1,5 @@
 import copy
+import re
 
 import torch
 from torch import nn
@@ -86,3 +87,14 @@ def test_a_network_without_blocks_stays_as_it_is_and_that_is_said(caplog):
     state = BlockReconstruction(steps=5)(state, images, torch.Generator())
     assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
     assert "no residual blocks" in caplog.text
+
+
+def test_a_block_that_goes_astray_stays_as_it_was(caplog):
+    images = _images()
+    state = _rounded(images)
+    before = copy.deepcopy(state.student.state_dict())
+    weights = dict(state.weights)
+    BlockReconstruction(steps=20, latent_lr=1e30, lr=1e30)(state, images, torch.Generator())
+    assert re.search(r"block 2 stays as it was: the loss is .* at step \d+ of 20", caplog.text)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
+    assert all(state.weights[name] is weight for name, weight in weights.items())

@@ -1,5 +1,7 @@
 import copy
+import re
 
+import pytest
 import torch
 from torch import nn
 
@@ -66,4 +68,22 @@ def test_a_network_with_nothing_left_to_train_is_handed_on():
     state.student.requires_grad_(False)
     before = copy.deepcopy(state.student.state_dict())
     Cascade()(state, _images(), torch.Generator())
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e30], ids="rate {:g}".format)
+def test_an_update_that_goes_astray_leaves_the_network_as_it_was(lr, caplog):
+    state = _state()
+    before = copy.deepcopy(state.student.state_dict())
+    Cascade(lr=lr)(state, _images(), torch.Generator())
+    assert re.search(r"no cascade update here: the loss is .* at step \d", caplog.text)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
+    assert not any(module.training for module in state.student.modules())
+
+
+def test_weights_that_overflow_in_the_last_step_are_not_kept(caplog):
+    state = _state()
+    before = copy.deepcopy(state.student.state_dict())
+    Cascade(lr=1e38, max_epochs=1, weight_decay=1e6)(state, _images(), torch.Generator())
+    assert "is not finite after it" in caplog.text
     assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())

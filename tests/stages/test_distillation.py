@@ -1,4 +1,5 @@
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -114,6 +115,17 @@ def test_a_training_that_goes_astray_ends_where_it_began():
     state = _rounded(images, kbits=11)
     before = copy.deepcopy(state.student.state_dict())
     state = replace(SHORT, travel=180.0, lr=30.0)(state, images, torch.Generator())
+    for name, tensor in state.student.state_dict().items():
+        torch.testing.assert_close(tensor, before[name])
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e30], ids="rate {:g}".format)
+def test_a_loss_that_explodes_ends_the_training_at_its_best(lr, caplog):
+    images = _images()
+    state = _rounded(images)
+    before = copy.deepcopy(state.student.state_dict())
+    state = replace(SHORT, lr=lr)(state, images, torch.Generator())
+    assert re.search(r"ends early: the loss is .* at step \d+ of 60; the best network so far is kept", caplog.text)
     for name, tensor in state.student.state_dict().items():
         torch.testing.assert_close(tensor, before[name])
 
