@@ -12,6 +12,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from ldnq import baseline, measurement, pipeline
+from ldnq.baseline import Baseline
 from ldnq.calibration import CalibrationSet, load_or_draw
 from ldnq.config import COMPARISON, KBITS, DataConfig, NetworkConfig, RunConfig, option_names
 from ldnq.data import load_data
@@ -98,11 +99,9 @@ def train(
     names = {entry.name for entry in fields(TrainingRecipe)}
     recipe = TrainingRecipe(**{name: value for name, value in options.items() if name in names})
     config = _config({"model": model} | {name: options[name] for name in options.keys() - (names - {"batch_size"})})
-    said = f"ldnq.train({model!r}, …)"
-    places = (None if path is None else Path(path) for path in (output, init))
-    return baseline.train(
-        config, recipe, next(places), init=next(places), half=half, compiled=compiled, command=said, curves=tensorboard
-    )
+    folder, start = (None if path is None else Path(path) for path in (output, init))
+    wanted = Baseline(config, recipe, folder, start, half, compiled, tensorboard, f"ldnq.train({model!r}, …)")
+    return wanted.weights, baseline.train(wanted)
 
 
 def sample(dataset: str, **options: Any) -> CalibrationSet:
