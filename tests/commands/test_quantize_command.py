@@ -409,7 +409,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(ldnq, tiny, trained, work
     assert ldnq("quantize", *tiny, "--preset", "fast", "--threads", 1, "--output", "whole").code == 0
     process = _process(tiny, trained, "--threads", "1", "--output", "run")
     for line in process.stderr:
-        if line.startswith("quantizing layers 3"):
+        if line.startswith("quantizing layers 2"):
             process.send_signal(number)
             break
     process.communicate()
@@ -418,7 +418,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(ldnq, tiny, trained, work
     assert left == {"config.json", "journal.safetensors"}
     result = ldnq("quantize", "--resume", "run")
     assert result.code == 0, result.err
-    assert re.search("going on after layer [23]", result.err)
+    assert re.search("going on after layer [1-4]", result.err)
     one, two = (package.load(workdir / name / "model.h5", build("tiny_network:build", {})) for name in ("whole", "run"))
     assert all(torch.equal(w.codes, two.weights[name].codes) for name, w in one.weights.items())
     assert all(torch.equal(w.scale, two.weights[name].scale) for name, w in one.weights.items())
