@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import click
@@ -42,7 +43,7 @@ def main(kills: int) -> None:
         process = quantize("whole")
         process.communicate()
         lasted, whole = time.perf_counter() - started, Path("whole")
-        ways: dict[str, tuple[int, Callable[[Path, float], None]]] = {
+        ways: dict[str, tuple[int, Callable[[Path, float], int]]] = {
             "SIGKILL at a random moment": (kills, lambda run, moment: stop(run, moment, signal.SIGKILL)),
             "SIGTERM": (2, lambda run, moment: stop(run, moment, signal.SIGTERM)),
             "Ctrl-C": (2, lambda run, moment: stop(run, moment, signal.SIGINT)),
@@ -55,16 +56,15 @@ def main(kills: int) -> None:
             "| stopped by | runs | ended with one line or a signal | went on to the same bits |",
             "|---|---|---|---|",
         ]
-        for name, (count, way) in ways.items():
+        for name, (runs, way) in ways.items():
             clean = same = done = 0
-            for number in range(count):
-                run = Path(f"{len(lines)}-{number}")
+            for number in range(runs):
                 try:
-                    code = way(run, rng.uniform(WARM_UP, lasted))
+                    run, code = stopped(way, f"{len(lines)}-{number}", rng.uniform(WARM_UP, lasted))
                 except PermissionError:
                     break
                 done += 1
-                clean += code in (-signal.SIGKILL, 0, 1, 2, 130, 143)
+                clean += code in (-signal.SIGKILL, 1, 2, 130, 143)
                 same += resume(run) and equal(run, whole)
                 click.echo(f"{name}: exit code {code}, {clean} clean and {same} the same of {done}")
             if done:
@@ -72,10 +72,21 @@ def main(kills: int) -> None:
         publish("interruptions.md", "\n".join(lines) + "\n")
 
 
-def quantize(*words: str | Path, **options) -> subprocess.Popen:
-    """The command, with what it says kept for later."""
+def stopped(way: Callable[[Path, float], int], name: str, moment: float) -> tuple[Path, int]:
+    """The folder of a run that was stopped so, and its exit code; one that ended before is begun again, and stopped
+    earlier."""
+    for attempt in count():
+        run = Path(f"{name}-{attempt}")
+        if code := way(run, moment * 0.7**attempt):
+            return run, code
+    raise AssertionError("unreachable")
+
+
+def quantize(*words: str | Path) -> subprocess.Popen:
+    """The command, with its remarks kept for later."""
     where = [] if "--resume" in words else [*RUN, "--output"]
-    return subprocess.Popen([*COMMAND, *where, *map(str, words)], stderr=subprocess.PIPE, text=True, **options)
+    said = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*COMMAND, *where, *map(str, words)], text=True, **said)
 
 
 def ended(process: subprocess.Popen) -> int:
