@@ -59,7 +59,8 @@ def load_data(config: DataConfig, family: DatasetFamily, *, training: bool = Tru
 
 
 def find_root(config: DataConfig, family: DatasetFamily) -> Path:
-    """The dataset's own folder: `--data-root`, else `$LDNQ_DATA/<dataset>`, else `data/<dataset>`."""
+    """The dataset's own folder: `--data-root`, else `$LDNQ_DATA/<dataset>`, else `data/<dataset>` or
+    `calib_data/<dataset>`."""
     if config.data_root is not None:
         root = Path(config.data_root)
     elif family.name == "folder":
@@ -76,8 +77,11 @@ def find_root(config: DataConfig, family: DatasetFamily) -> Path:
 
 
 def usual_root(family: DatasetFamily) -> Path:
-    """Where a dataset lies if nobody says otherwise."""
-    return Path(os.environ.get("LDNQ_DATA", "data")) / family.name
+    """Where a dataset lies if nobody says otherwise: in `data/`, or in `calib_data/` if it is there alone."""
+    if "LDNQ_DATA" in os.environ:
+        return Path(os.environ["LDNQ_DATA"]) / family.name
+    root, other = (Path(folder) / family.name for folder in ("data", "calib_data"))
+    return other if other.is_dir() and not root.is_dir() else root
 
 
 def resolve_dataset(name: str | None, default: str, model: str) -> DatasetFamily:

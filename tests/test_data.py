@@ -125,6 +125,8 @@ def test_the_folder_is_looked_for_where_the_user_says_then_the_environment_then_
     family = datasets.get("imagenette")
     monkeypatch.delenv("LDNQ_DATA", raising=False)
     assert find_root(DataConfig(), family) == Path("data/imagenette")
+    (tmp_path / "calib_data/imagenet").mkdir(parents=True)
+    assert find_root(DataConfig(), datasets.get("imagenet")) == Path("calib_data/imagenet")
     monkeypatch.setenv("LDNQ_DATA", str(tmp_path / "shared"))
     assert find_root(DataConfig(), family) == tmp_path / "shared" / "imagenette"
     assert find_root(DataConfig(data_root=str(tmp_path / "mine")), family) == tmp_path / "mine"

@@ -1,16 +1,19 @@
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
 import ldnq as package
-from ldnq.cli import COMMANDS
+from ldnq.cli import COMMANDS, main
 from ldnq.commands.completion import registered
 
 CHECKOUT = Path(package.__file__).parent.parent
@@ -45,6 +48,18 @@ def test_every_command_has_help_with_an_example(ldnq, name):
     result = ldnq(name, "--help")
     assert result.code == 0
     assert f"ldnq {name}" in result.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_a_command_are_calls_that_it_understands(name, workdir):
+    for run in ("RUN", "resnet20"):
+        (workdir / "results" / run).mkdir(parents=True)
+        (workdir / "results" / run / "config.json").write_text('{"model": "resnet20"}')
+    command = main.get_command(click.Context(main), name)
+    examples = re.findall(rf"^ *ldnq {name}\b(.*)$", command.help, re.MULTILINE)
+    assert examples
+    for words in examples:
+        command.make_context(name, shlex.split(words))
 
 
 @pytest.mark.parametrize("what", ["models", "datasets", "methods", "stages", "solvers", "presets", "formats"])
