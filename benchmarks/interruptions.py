@@ -86,7 +86,13 @@ def quantize(*words: str | Path) -> subprocess.Popen:
     """The command, with its remarks kept for later."""
     where = [] if "--resume" in words else [*RUN, "--output"]
     said = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*COMMAND, *where, *map(str, words)], text=True, **said)
+    # In the background of a script Ctrl-C is ignored, and children inherit that.
+    return subprocess.Popen(
+        [*COMMAND, *where, *map(str, words)],
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **said,
+    )
 
 
 def ended(process: subprocess.Popen) -> int:

@@ -401,6 +401,8 @@ def _process(tiny, trained, *words):
     return subprocess.Popen(
         [sys.executable, "-m", "ldnq", "quantize", *map(str, tiny), "--preset", "fast", *words],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        # In the background of a script Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
