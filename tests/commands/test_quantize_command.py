@@ -416,7 +416,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(ldnq, tiny, trained, work
             break
     process.communicate()
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    left = {path.name for path in (workdir / "run").iterdir()} - {".lock"}
+    # Who is killed while it writes leaves what it has written so far, and its lock.
+    left = {path.name for path in (workdir / "run").iterdir() if number != signal.SIGKILL or path.name[0] != "."}
     assert left == {"config.json", "journal.safetensors"}
     result = ldnq("quantize", "--resume", "run")
     assert result.code == 0, result.err
@@ -425,7 +426,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(ldnq, tiny, trained, work
     assert all(torch.equal(w.codes, two.weights[name].codes) for name, w in one.weights.items())
     assert all(torch.equal(w.scale, two.weights[name].scale) for name, w in one.weights.items())
     assert len(_layers(workdir / "run")) == 4
-    assert not {path.name for path in (workdir / "run").iterdir()} & {".lock", "journal.safetensors"}
+    assert not [path.name for path in (workdir / "run").iterdir() if path.name.startswith((".", "journal"))]
     again = ldnq("quantize", "--resume", "run")
     assert (again.code, again.out) == (0, "the run in run is finished: nothing to do\n")
 
