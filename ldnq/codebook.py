@@ -37,6 +37,17 @@ class Codebook:
         magnitudes = [2.0**exponent for exponent in range(num_levels // 2)]
         return cls((*(-m for m in reversed(magnitudes)), 0.0, *magnitudes))
 
+    @classmethod
+    def uniform(cls, bits: int) -> "Codebook":
+        """The odd integers `±1, ±3, … ±(2^bits − 1)` (DoReFa-Net, arXiv 1606.06160, section 2.3, times 2^bits − 1).
+
+        >>> Codebook.uniform(2).levels
+        (-3.0, -1.0, 1.0, 3.0)
+        """
+        if not 1 <= bits <= 8:
+            raise UsageError(f"expected 1 to 8 bits, got {bits}")
+        return cls(tuple(float(level) for level in range(1 - 2**bits, 2**bits, 2)))
+
     @property
     def num_levels(self) -> int:
         """How many values there are."""

@@ -14,6 +14,8 @@ KBITS = (3, 5, 7, 9, 11)
 AUTO = "auto"
 SCALES = ("layer", "channel")
 RANGES = ("least-squares", "percentile")
+# Bits of what is not rounded.
+FLOAT = 32
 PRECISIONS = ("auto", "32", "bf16")
 # Where several runs are compared, if nobody says otherwise.
 COMPARISON = Path("comparison.html")

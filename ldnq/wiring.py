@@ -39,6 +39,14 @@ class Wiring:
         norm = self.traced.get_submodule(user.target)
         return user.target if isinstance(norm, _BatchNorm) and norm.affine and norm.track_running_stats else None
 
+    def batch_norm_before(self, layer: str) -> str | None:
+        """The batch norm that the inputs of `layer` come out of."""
+        node = self.layers.get(layer)
+        source = node.all_input_nodes[0] if node is not None and node.all_input_nodes else None
+        if source is None or source.op != "call_module":
+            return None
+        return source.target if isinstance(self.traced.get_submodule(source.target), _BatchNorm) else None
+
     def addend(self, layer: str) -> str | None:
         """The value that is added to the output of `layer`, or of its batch norm: the other branch of a residual
         block."""

@@ -12,10 +12,23 @@ from ldnq.quantized import QuantizationState, QuantizedWeight
 
 
 class Quantizer(nn.Module, ABC):
-    """Latent values to a weight `scale · …` on or near the codebook, with gradients, as a parametrization.
+    """Latent values to a weight on or near a codebook, with gradients, as a parametrization."""
 
-    Made of the weight as it was quantized and of the float weight that it stands for. The logarithm of the scale is
-    learned, so that the scale stays positive.
+    @abstractmethod
+    def quantized(self, latent: Tensor) -> QuantizedWeight | None:
+        """The codes and scales that latent values have come to; None where the weight is on no codebook."""
+
+    @abstractmethod
+    def unrounded(self, latent: Tensor) -> Tensor:
+        """The weight as it would be if nothing were rounded."""
+
+    def clamp(self, latent: Tensor) -> None:
+        """Bring back latent values that have left their range, in place, after every step."""
+
+
+class ScaledQuantizer(Quantizer):
+    """One whose latent values are in units of its scale, made of the weight as it was quantized and of the float weight
+    that it stands for. The logarithm of the scale is learned, so that the scale stays positive.
     """
 
     def __init__(self, quantized: QuantizedWeight, weight: Tensor) -> None:
@@ -31,45 +44,68 @@ class Quantizer(nn.Module, ABC):
     def codes(self, latent: Tensor) -> Tensor:
         """The codes that latent values have come to."""
 
+    def quantized(self, latent: Tensor) -> QuantizedWeight:
+        """Those codes with the scale that was learned."""
+        return QuantizedWeight(self.codes(latent), self.log_scale.detach().exp(), self.codebook)
+
+    def unrounded(self, latent: Tensor) -> Tensor:
+        """Latent values times the scale."""
+        return latent * self.log_scale.exp()
+
 
 Trained = tuple[nn.Parameter, Quantizer]
 
 
 @contextmanager
+def parametrized(state: QuantizationState, quantizers: Mapping[str, Quantizer]) -> Iterator[dict[str, nn.Parameter]]:
+    """While inside, the student's weights of these names are computed by their quantizers from latent values, at first
+    the weights' own; after it they are what the quantizers make of them, on codebooks also in `state.weights`. Yields
+    the latent values by the weights' names."""
+    places = {name: _place(state.student, name) for name in quantizers}
+    order = {module: list(module._parameters) for module, _ in places.values()}
+    latents = {}
+    for name, (module, parameter) in places.items():
+        getattr(module, parameter).requires_grad_(True)
+        parametrize.register_parametrization(module, parameter, quantizers[name])
+        latents[name] = module.parametrizations[parameter].original
+    try:
+        yield latents
+    finally:
+        for name, latent in latents.items():
+            quantized = quantizers[name].quantized(latent.detach())
+            parametrize.remove_parametrizations(*places[name])
+            if quantized is not None:
+                state.write(name, quantized)
+        for module, names in order.items():
+            # Removal has put what was parametrized at the end.
+            module._parameters = {name: module._parameters[name] for name in names}
+
+
+@contextmanager
 def trainable(
-    state: QuantizationState, make: Callable[[QuantizedWeight, Tensor], Quantizer], names: Iterable[str] | None = None
+    state: QuantizationState,
+    make: Callable[[QuantizedWeight, Tensor], ScaledQuantizer],
+    names: Iterable[str] | None = None,
 ) -> Iterator[dict[str, Trained]]:
     """While inside, the student's quantized weights (of these `names`) are computed from latent values with gradients;
     after it they are on the codebook again, also in `state.weights`. Yields latent values and quantizers by the
     weights' names."""
-    places = {name: _place(state.student, name) for name in (state.weights if names is None else names)}
-    order = {module: list(module._parameters) for module, _ in places.values()}
-    trained = {}
-    for name, (module, parameter) in places.items():
+    quantizers = {}
+    for name in state.weights if names is None else names:
         quantized, weight = state.weights[name], state.teacher.get_parameter(name).detach()
-        quantizer = make(quantized, weight)
+        quantizers[name] = quantizer = make(quantized, weight)
         codes = quantized.codes.to(weight.device)
-        getattr(module, parameter).data = quantizer.start(codes, weight / _fitted_scale(quantized, codes, weight))
-        getattr(module, parameter).requires_grad_(True)
-        parametrize.register_parametrization(module, parameter, quantizer)
-        trained[name] = module.parametrizations[parameter].original, quantizer
-    try:
-        yield trained
-    finally:
-        for name, (latent, quantizer) in trained.items():
-            codes = quantizer.codes(latent.detach())
-            parametrize.remove_parametrizations(*places[name])
-            state.write(name, QuantizedWeight(codes, quantizer.log_scale.detach().exp(), quantizer.codebook))
-        for module, names in order.items():
-            # Removal has put what was parametrized at the end.
-            module._parameters = {name: module._parameters[name] for name in names}
+        latent = quantizer.start(codes, weight / _fitted_scale(quantized, codes, weight))
+        state.student.get_parameter(name).data = latent
+    with parametrized(state, quantizers) as latents:
+        yield {name: (latent, quantizers[name]) for name, latent in latents.items()}
 
 
 def parameter_groups(module: nn.Module, weights: Mapping[str, Trained], latent_lr: float, lr: float) -> list[dict]:
     """What an optimizer of `module` learns: latent values at `latent_lr`; scales and the parameters of batch norm and
     biases at `lr`. The weights of layers that stay float are right as they are."""
     latents = [latent for latent, _ in weights.values()]
-    scales = [quantizer.log_scale for _, quantizer in weights.values()]
+    scales = [parameter for _, quantizer in weights.values() for parameter in quantizer.parameters()]
     vectors = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.dim() == 1]
     vectors = [parameter for parameter in vectors if all(parameter is not latent for latent in latents)]
     return [{"params": latents, "lr": latent_lr}, {"params": [*scales, *vectors], "lr": lr}]

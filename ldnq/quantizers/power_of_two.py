@@ -1,14 +1,43 @@
-"""Rounding with a straight-through gradient."""
+"""The power-of-two codebook, with a straight-through gradient."""
 
-from torch import Tensor
+from dataclasses import dataclass
 
-from ldnq.quantizers.parametrized import Quantizer
+from torch import Tensor, nn
+
+from ldnq.codebook import Codebook
+from ldnq.config import FLOAT
+from ldnq.problem import project
+from ldnq.quantizers.lsq import StepInputs, StepWeight
+from ldnq.quantizers.methods import methods
+from ldnq.quantizers.parametrized import ScaledQuantizer
 
 # How far from the level towards the edge of its cell a latent value may start.
 MARGIN = 0.9
 
 
-class Rounding(Quantizer):
+@methods.register("pot")
+@dataclass(frozen=True)
+class PowerOfTwo:
+    """The levels of 'ldnq quantize', `{0, ±α, ±2α, …}`, `kbits` of them, with learned scales, trained straight through;
+    activations of `abits` as in LSQ (TTQ, arXiv 1612.01064, with equal scales on both sides)."""
+
+    kbits: int = 3
+    per_channel: bool = False
+    abits: int = FLOAT
+
+    def weights(self, layer: nn.Module) -> StepWeight:
+        """Starts at the nearest levels."""
+        weight = layer.weight.detach()
+        codebook = Codebook.power_of_two(self.kbits)
+        _, scale = project(weight.flatten(1).unsqueeze(0).double(), codebook, self.per_channel)
+        return StepWeight(codebook, scale.view(-1, *[1] * (weight.dim() - 1)).float())
+
+    def inputs(self, layer: nn.Module, normalized: bool) -> StepInputs | None:
+        """Of `abits`."""
+        return StepInputs(layer, self.abits) if self.abits < FLOAT else None
+
+
+class Rounding(ScaledQuantizer):
     """Latent values in units of the scale to `scale · level`; the gradient passes the rounding as if it were not there
     (Bengio et al., arXiv 1308.3432).
 

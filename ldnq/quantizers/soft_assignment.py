@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from ldnq.quantized import QuantizedWeight
-from ldnq.quantizers.parametrized import Quantizer
+from ldnq.quantizers.parametrized import ScaledQuantizer
 
 # The sigmoid is stretched beyond 0 and 1, so that both are reached (Louizos et al., arXiv 1712.01312).
 STRETCH = 0.1
 
 
-class SoftAssignment(Quantizer):
+class SoftAssignment(ScaledQuantizer):
     """Latent values v to `scale · (l + h (u − l))` between the levels l and u around the float weight, where h is a
     stretched sigmoid of `v / temperature` (AdaRound, arXiv 2004.10568, equation 23, on levels of any distance).
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.curvature import sensitivities
-from ldnq.errors import NetworkError, UsageError, shorten
-from ldnq.graph import Layer, SkippedLayer, find_layers
+from ldnq.graph import Layer, find_layers
 from ldnq.joints import Joints
 from ldnq.moments import Moments, gather_moments
 from ldnq.problem import Solver, least_squares
@@ -22,6 +21,7 @@ from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.reconstruction import Reconstruction
+from ldnq.stages.selection import check_patterns, choose_layers
 from ldnq.walk import Walk
 
 log = logging.getLogger(__name__)
@@ -101,31 +101,12 @@ class Layerwise:
     def prepare(self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator) -> Course:
         """What has to be known before the first layer; those that stay float are noted in `state`."""
         found, unfit = find_layers(state.student, next(iter(calibration.batches()))[:2])
-        layers, skipped = self._choose(found)
+        layers, skipped = choose_layers(found, self.skip, "--keep-first-last" if self.keep_first_last else "")
+        check_patterns("--kbits-for", self.codebooks, layers)
         state.skipped = [*unfit, *skipped]
         joints = Joints(state.student, state.teacher)
         felt = self._sensitivities(state, layers, calibration, generator)
         return Course(layers, joints, felt, self._walks(joints, calibration, generator))
-
-    def _choose(self, layers: Sequence[Layer]) -> tuple[list[Layer], list[SkippedLayer]]:
-        """Layers to quantize, and those that the options leave out."""
-        _check_patterns("--skip", self.skip, layers)
-        ends = {layers[0].name, layers[-1].name} if layers and self.keep_first_last else set()
-        chosen: list[Layer] = []
-        left_out: list[SkippedLayer] = []
-        for layer in layers:
-            skipped = next((pattern for pattern in self.skip if fnmatchcase(layer.name, pattern)), None)
-            if skipped is not None:
-                left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, f"--skip {skipped}"))
-            elif layer.name in ends:
-                left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, "--keep-first-last"))
-            else:
-                chosen.append(layer)
-        if not chosen:
-            reason = f"all {len(layers)} are left out" if layers else "found none"
-            raise NetworkError(f"expected at least one Conv2d or Linear layer to quantize: {reason}")
-        _check_patterns("--kbits-for", self.codebooks, chosen)
-        return chosen, left_out
 
     def _walks(
         self, joints: Joints, calibration: CalibrationImages, generator: torch.Generator
@@ -221,13 +202,6 @@ class Layerwise:
 def last_match(table: Mapping[str, T], name: str, default: T) -> T:
     """The entry of the last glob in `table` that matches a layer's `name`."""
     return [default, *(entry for pattern, entry in table.items() if fnmatchcase(name, pattern))][-1]
-
-
-def _check_patterns(option: str, patterns: Iterable[str], layers: Sequence[Layer]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
-            names = [layer.name for layer in layers]
-            raise UsageError(f"{option} {pattern} matches none of the layers: {shorten(names)}")
 
 
 def _title(layer: Layer) -> str:
