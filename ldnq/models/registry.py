@@ -1,7 +1,7 @@
 """The table of network families, and what a family says of itself."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class ModelFamily:
 
     `build(num_classes=…, **arguments)` makes it with random weights; `image_size` is its native input size in pixels,
     cut from images whose shorter side is `resize`; `published` gives the weights that it starts from, `preprocessing`
-    the network's own where it does not depend on the dataset; `summary` and `paper` say what it is.
+    the network's own where it does not depend on the dataset; `quantized_args` are the arguments that build the form
+    that is trained quantized, where it is another one; `summary` and `paper` say what it is.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelFamily:
     resize: int | None = None
     published: Callable[[], Published] | None = None
     preprocessing: Preprocessing | None = None
+    quantized_args: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
     paper: str = ""
 

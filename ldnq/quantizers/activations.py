@@ -15,7 +15,8 @@ from ldnq.grid import Grid
 CLIPS = {nn.ReLU, nn.ReLU6, nn.Hardtanh, F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, "relu", "relu_"}
 # What hands on the values it is given, and zeros: they stay on the grid they are on.
 MOVES = {
-    nn.MaxPool2d, nn.Flatten, nn.AdaptiveMaxPool2d, F.max_pool2d, F.pad, torch.flatten, torch.transpose, torch.permute,
+    nn.MaxPool2d, nn.Flatten, nn.AdaptiveMaxPool2d, nn.ChannelShuffle, F.max_pool2d, F.pad,
+    torch.flatten, torch.transpose, torch.permute,
     operator.getitem, "flatten", "view", "reshape", "squeeze", "contiguous", "transpose", "permute",
 }  # fmt: skip
 # What gives parts of a value, of which each is taken by an index.
