@@ -17,6 +17,15 @@ RANGES = ("least-squares", "percentile")
 # Bits of what is not rounded.
 FLOAT = 32
 PRECISIONS = ("auto", "32", "bf16")
+# Methods of training with quantized layers: their options, and what those are if nobody says otherwise.
+TRAINED: dict[str, dict[str, Any]] = {
+    "dorefa": {"wbits": 4, "abits": 4, "gbits": FLOAT},
+    "xnor": {"input_scale": False},
+    "lsq": {"wbits": 4, "abits": 4},
+    "pot": {"kbits": 3, "scale": "layer", "abits": FLOAT},
+}
+BITS = (1, 2, 3, 4, 8, 16, FLOAT)
+UPDATES = ("float", "quantized")
 # Where several runs are compared, if nobody says otherwise.
 COMPARISON = Path("comparison.html")
 
@@ -142,6 +151,55 @@ class RecipeConfig:
             raise UsageError(
                 f"expected target bits of at least {least:.3f}, which {KBITS[0]} levels take, got {self.target_bits:g}"
             )
+
+
+@dataclass(frozen=True)
+class TrainedConfig:
+    """How layers are quantized while a network is trained. Options that are None are filled in by the method, and are
+    an error where it has none of their kind.
+
+    `wbits`, `abits` and `gbits` are bits of weights, activations and gradients, `kbits` the levels of the power-of-two
+    codebook and `scale` what shares one; `input_scale` is XNOR-Net's K. With `update` "quantized" the optimizer steps
+    the quantized weights.
+    """
+
+    method: str = "dorefa"
+    wbits: int | None = None
+    abits: int | None = None
+    gbits: int | None = None
+    kbits: int | None = None
+    scale: str | None = None
+    input_scale: bool | None = None
+    update: str = "float"
+    skip: tuple[str, ...] = ()
+    keep_first_last: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skip", tuple(self.skip))
+        if self.method not in TRAINED:
+            raise UsageError(f"expected a method of {', '.join(TRAINED)}, got {self.method!r}")
+        own = TRAINED[self.method]
+        for name in {option for options in TRAINED.values() for option in options}:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, own.get(name))
+            elif name not in own:
+                raise UsageError(f"{name.replace('_', ' ')} are no option of {self.method}, which has {', '.join(own)}")
+        for name in ("wbits", "abits", "gbits"):
+            if getattr(self, name) not in (None, *BITS):
+                raise UsageError(f"expected {name} of {', '.join(map(str, BITS))}, got {getattr(self, name)}")
+        if self.method == "lsq" and self.wbits == 1:
+            raise UsageError("expected wbits of 2 or more with lsq, whose levels are multiples of a step, got 1")
+        if self.kbits not in (None, *KBITS):
+            raise UsageError(f"expected kbits of {', '.join(map(str, KBITS))}, got {self.kbits}")
+        if self.scale not in (None, *SCALES):
+            raise UsageError(f"expected a scale of {' or '.join(SCALES)}, got {self.scale!r}")
+        if self.update not in UPDATES:
+            raise UsageError(f"expected an update of the {' or '.join(UPDATES)} weights, got {self.update!r}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the method itself."""
+        return {name: getattr(self, name) for name in TRAINED[self.method]}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import ldnq
-from ldnq import runtime, tensorboard
+from ldnq import results, runtime, tensorboard
 from ldnq.allocation import settle_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.config import AUTO, RecipeConfig, RunConfig
 from ldnq.errors import DataError, keeping
 from ldnq.evaluation import Accuracy
-from ldnq.findings import find_details
-from ldnq.formats import h5
 from ldnq.journal import FileJournal, digest
 from ldnq.measurement import measure
 from ldnq.preparation import Preparation, check_teacher, copied, prepare, start
@@ -28,6 +25,7 @@ from ldnq.presets import fill_in, stages
 from ldnq.progress import headline
 from ldnq.quantized import Journal, QuantizationState, QuantizedModel
 from ldnq.report import write_report
+from ldnq.results import RunResult, left_float
 from ldnq.runs import RunFolder, default_folder
 from ldnq.sensitivity import write_table
 from ldnq.stages import Stage
@@ -36,16 +34,6 @@ log = logging.getLogger(__name__)
 
 # Of the calibration images, where whole networks learn from the rest.
 HELD_OUT = 0.1
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run made, the folder it is kept in, and how good the `teacher` is."""
-
-    model: QuantizedModel
-    metrics: dict[str, Any]
-    folder: Path
-    teacher: Accuracy | None
 
 
 def run(
@@ -67,7 +55,7 @@ def run(
     folder = RunFolder.create(output or default_folder(*name))
     headline(f"{config.network.model} on {prepared.data.family.name}")
     with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if curves else None), keeping(folder.kept):
-        folder.write_config(prepared.config)
+        folder.write_config(prepared.config.to_dict())
         teacher = teacher or _measure_teacher(prepared)
         model, metrics = _run(prepared, folder, teacher)
         metrics |= {"command": command, "seconds": time.perf_counter() - started, "environment": runtime.environment()}
@@ -105,22 +93,10 @@ def _run(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> 
 
     metrics = _metrics(prepared, state, teacher, accuracy)
     model = _model(prepared, state, metrics)
-    folder.write_layers(state)
     if sensitivities:
         write_table(sensitivities, folder.path)
-    details = find_details(state, images, data, network.preprocessing, teacher, accuracy)
-    details.save(folder.details)
-    sizes = h5.save(model, folder.model)
-    metrics |= {
-        "agreement": details.outcomes and details.outcomes.agreement,
-        "float_bytes": model.float_bytes,
-        "packed_bytes": sizes["total"],
-        "packed_parts": sizes,
-        "bits_per_weight": model.bits_per_weight,
-        "skipped_layers": len(state.skipped),
-        "quantizing_seconds": quantizing,
-    }
-    return model, metrics
+    saved = results.save(folder, state, model, images, data, network.preprocessing, teacher, accuracy)
+    return model, metrics | saved | {"quantizing_seconds": quantizing}
 
 
 def _model(prepared: Preparation, state: QuantizationState, metrics: dict[str, Any]) -> QuantizedModel:
@@ -133,7 +109,7 @@ def _model(prepared: Preparation, state: QuantizationState, metrics: dict[str, A
         model_args=network.model_args,
         preprocessing=network.preprocessing,
         class_names=prepared.data.class_names,
-        provenance={"ldnq": ldnq.__version__, "source": network.source, "left_float": _left_float(state)} | metrics,
+        provenance={"ldnq": ldnq.__version__, "source": network.source, "left_float": left_float(state)} | metrics,
         folded=state.folded,
         grids=state.grids,
     )
@@ -162,7 +138,7 @@ def quantize(
     images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device)
     recipe, _ = settle_levels(module, images, fill_in(RecipeConfig(kbits=kbits, **options)), seed)
     state = apply_recipe(module, images, recipe, seed)
-    provenance = {"ldnq": ldnq.__version__, "kbits": kbits, "left_float": _left_float(state)}
+    provenance = {"ldnq": ldnq.__version__, "kbits": kbits, "left_float": left_float(state)}
     return QuantizedModel(state.student, state.weights, provenance=provenance, folded=state.folded, grids=state.grids)
 
 
@@ -230,11 +206,6 @@ def _log_levels(recipe: RecipeConfig) -> None:
         log.info("levels of %s: %s (%d values)", pattern, Codebook.power_of_two(kbits), kbits)
 
 
-def _left_float(state: QuantizationState) -> dict[str, str]:
-    """Layers that were not quantized, and why."""
-    return {layer.name: layer.reason for layer in state.skipped}
-
-
 def _metrics(
     prepared: Preparation, state: QuantizationState, teacher: Accuracy | None, quantized: Accuracy | None
 ) -> dict[str, Any]:
@@ -259,10 +230,4 @@ def _metrics(
         "seed": config.calibration.seed,
         "calibration_samples": len(calibration.indices) if calibration else 0,
         "synthesized_samples": config.calibration.synthesize,
-        "eval_samples": teacher.samples if teacher else 0,
-        "teacher_top1": teacher and teacher.top1,
-        "teacher_top5": teacher and teacher.top5,
-        "quantized_top1": quantized and quantized.top1,
-        "quantized_top5": quantized and quantized.top5,
-        "top1_drop": teacher and quantized and teacher.top1 - quantized.top1,
-    }
+    } | results.accuracy_metrics(teacher, quantized)

@@ -48,16 +48,18 @@ class QuantizedWeight:
 @dataclass(frozen=True)
 class LayerResult:
     """How a `layer` was quantized by itself; stages that follow may change its weights once more. `errors` are the
-    solver's by iteration, the first before any."""
+    solver's by iteration, the first before any; of a layer that was trained there are none, nor a relative error."""
 
     layer: Layer
-    relative_error: float
-    errors: tuple[float, ...]
-    seconds: float
+    relative_error: float | None = None
+    errors: tuple[float, ...] = ()
+    seconds: float | None = None
 
     @property
-    def sqnr_db(self) -> float:
+    def sqnr_db(self) -> float | None:
         """Signal to quantization noise of the layer's outputs in decibels, infinite where there is no noise."""
+        if self.relative_error is None:
+            return None
         return -10 * math.log10(self.relative_error) if self.relative_error > 0 else math.inf
 
 
@@ -84,7 +86,7 @@ class QuantizationState:
 
     `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
     nothing may change them. `folded` tells that batch norms have become part of the layers before them, `grids` which
-    activations of the student are rounded. Layers among the `results` are finished; stages tell the `journal`.
+    activations of the student are rounded, `inputs` which layers round their inputs, and how. Layers among the `results` are finished; stages tell the `journal`.
     """
 
     student: nn.Module
@@ -94,6 +96,7 @@ class QuantizationState:
     skipped: list[SkippedLayer] = field(default_factory=list)
     folded: bool = False
     grids: dict[str, Grid] = field(default_factory=dict)
+    inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     journal: Journal = field(default_factory=Journal)
 
     @torch.no_grad()
@@ -111,8 +114,8 @@ class QuantizedModel:
     """A network with quantized weights: `module` runs on its own, with the weights dequantized to float.
 
     `model` and `model_args` say how to build it again (empty for a network that only exists in the caller's code):
-    then its batch norms are `folded`, and activations are put on `grids`. `provenance` is free-form data about how it
-    came to be.
+    then layers round their `inputs`, its batch norms are `folded`, and activations are put on `grids`. `provenance` is
+    free-form data about how it came to be.
     """
 
     module: nn.Module
@@ -124,6 +127,7 @@ class QuantizedModel:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     folded: bool = False
     grids: Mapping[str, Grid] = field(default_factory=dict)
+    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))

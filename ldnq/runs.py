@@ -11,7 +11,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ldnq.config import RunConfig
 from ldnq.errors import UsageError
 from ldnq.files import write_json, write_text
 from ldnq.quantized import LayerResult, QuantizationState, QuantizedWeight
@@ -32,6 +31,7 @@ class RunFolder:
         self.details = path / "details.h5"
         self.metrics = path / "metrics.json"
         self.journal = path / "journal.safetensors"
+        self.training = path / "state.pt"
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
@@ -66,9 +66,9 @@ class RunFolder:
         """What is left of a run that is interrupted."""
         return f"all finished layers are kept, 'ldnq quantize --resume {self.path}' goes on"
 
-    def write_config(self, config: RunConfig) -> None:
-        """What the run was asked for, enough to repeat it."""
-        write_json(self.path / "config.json", config.to_dict())
+    def write_config(self, tables: Mapping[str, Any]) -> None:
+        """What the run was asked for, enough to repeat it: tables of options."""
+        write_json(self.path / "config.json", tables)
 
     def write_layers(self, state: QuantizationState) -> None:
         """One row a layer in the order of execution, then those that stayed float."""
@@ -101,7 +101,7 @@ def default_folder(model: str, dataset: str, what: str) -> Path:
 
 
 def _row(result: LayerResult, weight: QuantizedWeight) -> dict[str, str]:
-    values: dict[str, float | str] = {
+    values: dict[str, float | str | None] = {
         "name": result.layer.name,
         "kind": result.layer.kind,
         "shape": _shape(result.layer.shape),
@@ -111,7 +111,7 @@ def _row(result: LayerResult, weight: QuantizedWeight) -> dict[str, str]:
         "zero_fraction": weight.zero_fraction,
         "relative_error": result.relative_error,
         "sqnr_db": result.sqnr_db,
-        "iterations": len(result.errors) - 1,
+        "iterations": max(0, len(result.errors) - 1),
         "seconds": result.seconds,
     }
     return {name: _text(value) for name, value in values.items()}
@@ -121,5 +121,7 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _text(value: float | str) -> str:
+def _text(value: float | str | None) -> str:
+    if value is None:
+        return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -20,6 +20,7 @@ from ldnq.network import build
 from ldnq.preprocessing import Preprocessing
 from ldnq.quantized import QuantizedModel, QuantizedWeight
 from ldnq.quantizers.activations import with_grids
+from ldnq.quantizers.inputs import rebuilt
 
 DTYPES = {
     name: getattr(torch, name)
@@ -40,6 +41,7 @@ class Contents:
     provenance: dict[str, Any]
     folded: bool
     grids: dict[str, Grid]
+    inputs: dict[str, dict[str, Any]]
 
     @classmethod
     def parse(
@@ -56,6 +58,7 @@ class Contents:
             provenance=dict(header["provenance"]),
             folded=bool(header.get("folded", False)),
             grids={str(name): Grid(float(s), int(z), int(b)) for name, (s, z, b) in header.get("grids", {}).items()},
+            inputs={str(name): dict(spec) for name, spec in header.get("inputs", {}).items()},
         )
 
     def assemble(self, path: str | Path, module: nn.Module | None = None) -> QuantizedModel:
@@ -70,6 +73,8 @@ class Contents:
                     "--model"
                 )
             module = build(self.model, self.model_args)
+        if self.inputs:
+            module = rebuilt(copy.deepcopy(module), self.inputs)
         if self.folded:
             module = without_batch_norms(copy.deepcopy(module))
         if self.grids:
@@ -85,6 +90,7 @@ class Contents:
             self.provenance,
             self.folded,
             self.grids,
+            self.inputs,
         )
 
 
@@ -98,6 +104,7 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "provenance": dict(model.provenance),
         "folded": model.folded,
         "grids": {name: [grid.scale, grid.zero_point, grid.bits] for name, grid in model.grids.items()},
+        "inputs": {name: dict(spec) for name, spec in model.inputs.items()},
     }
 
 

@@ -22,7 +22,7 @@ MAX_BITS = 8
 @methods.register("dorefa")
 @dataclass(frozen=True)
 class DoReFa:
-    """DoReFa-Net, arXiv 1606.06160: weights of `wbits`, activations of `abits` between 0 and 1, gradients of `gbits`."""
+    """DoReFa-Net: weights of `wbits`, inputs of `abits` between 0 and 1, gradients of `gbits` (arXiv 1606.06160)."""
 
     wbits: int = 4
     abits: int = 4

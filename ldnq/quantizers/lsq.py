@@ -65,8 +65,8 @@ class StepWeight(Quantizer):
 
 @kinds.register("step")
 class StepInputs(InputQuantizer):
-    """Inputs on 2^`bits` multiples of a learned step from 0 on, or around 0 where inputs are `signed` (arXiv 1902.08153,
-    section 2)."""
+    """Inputs on 2^`bits` multiples of a learned step from 0 on, or around 0 where inputs are `signed` (arXiv
+    1902.08153, section 2)."""
 
     kind = "step"
 

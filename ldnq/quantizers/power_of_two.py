@@ -22,14 +22,14 @@ class PowerOfTwo:
     activations of `abits` as in LSQ (TTQ, arXiv 1612.01064, with equal scales on both sides)."""
 
     kbits: int = 3
-    per_channel: bool = False
+    scale: str = "layer"
     abits: int = FLOAT
 
     def weights(self, layer: nn.Module) -> StepWeight:
         """Starts at the nearest levels."""
         weight = layer.weight.detach()
         codebook = Codebook.power_of_two(self.kbits)
-        _, scale = project(weight.flatten(1).unsqueeze(0).double(), codebook, self.per_channel)
+        _, scale = project(weight.flatten(1).unsqueeze(0).double(), codebook, self.scale == "channel")
         return StepWeight(codebook, scale.view(-1, *[1] * (weight.dim() - 1)).float())
 
     def inputs(self, layer: nn.Module, normalized: bool) -> StepInputs | None:

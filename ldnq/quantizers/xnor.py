@@ -22,8 +22,10 @@ PLACES = ("stride", "padding", "dilation")
 @methods.register("xnor")
 @dataclass(frozen=True)
 class XnorNet:
-    """XNOR-Net: weights `α sign(w)` with one α a channel, inputs `sign(x)` behind a batch norm, with `input_scale` times
-    the mean magnitude of each window (arXiv 1603.05279)."""
+    """XNOR-Net: weights `α sign(w)` with one α a channel, inputs `sign(x)` behind a batch norm (arXiv 1603.05279).
+
+    With `input_scale` outputs are multiplied by the mean magnitude of each window of the inputs.
+    """
 
     input_scale: bool = False
 
@@ -63,7 +65,8 @@ class SignWeight(Quantizer):
 
 @kinds.register("sign")
 class SignInputs(InputQuantizer):
-    """Inputs `sign(x)`, whose gradient passes where |x| < 1, behind a batch norm of their own if there is to be a `norm`.
+    """Inputs `sign(x)`, whose gradient passes where |x| < 1, behind a batch norm of their own where there is to be a
+    `norm`.
 
     With `scale` outputs are multiplied by K, the mean |x| over all channels and each window (arXiv 1603.05279,
     section 3.2).

@@ -1,0 +1,129 @@
+"""Quantization-aware training: the network learns with its layers quantized."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldnq.calibration import CalibrationImages
+from ldnq.graph import Layer, SkippedLayer, find_layers, forward
+from ldnq.quantized import LayerResult, QuantizationState
+from ldnq.quantizers.inputs import InputQuantizer, with_inputs
+from ldnq.quantizers.methods import Method
+from ldnq.quantizers.parametrized import Quantizer, parametrized
+from ldnq.stages.selection import choose_layers
+from ldnq.wiring import Wiring
+
+ENDS = "first or last layer"
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """What is to be trained: the `parameters` of `module` in groups as an optimizer takes them, and what is to be done
+    before and after its steps."""
+
+    module: nn.Module
+    parameters: list[dict[str, Any]]
+    before_step: Callable[[], None]
+    after_step: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class QuantizedTraining:
+    """Training with quantized weights and inputs of layers (Courbariaux et al., BinaryConnect, arXiv 1511.00363).
+
+    `method` says what becomes of a layer, `fit` trains the pupil that it is given. `skip` are globs of layers that stay
+    float, as the first and the last layer do with `keep_first_last`. With `step_quantized` the optimizer steps the
+    quantized weights, not the float ones that they are computed from.
+    """
+
+    method: Method
+    fit: Callable[[Pupil], None]
+    skip: tuple[str, ...] = ()
+    keep_first_last: bool = True
+    step_quantized: bool = False
+
+    def __call__(
+        self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
+    ) -> QuantizationState:
+        example = next(iter(calibration.batches()))
+        layers, unfit = find_layers(state.student, example[:2])
+        layers, left_out = choose_layers(layers, self.skip, ENDS if self.keep_first_last else "")
+        inputs = self._round_inputs(state.student, layers, example)
+        made = {layer.weight_name: self.method.weights(state.student.get_submodule(layer.name)) for layer in layers}
+        quantizers = {name: quantizer for name, quantizer in made.items() if quantizer is not None}
+        state.student.requires_grad_(True)
+        with parametrized(state, quantizers) as latents:
+            self.fit(self._pupil(state.student, quantizers, latents, inputs))
+            state.student.eval()
+            _note_floats(state.teacher, quantizers, latents)
+        state.inputs = {name: quantizer.spec() for name, quantizer in inputs.items()}
+        state.results = [LayerResult(layer) for layer in layers if layer.weight_name in state.weights]
+        floats = [layer for layer in layers if layer.weight_name not in state.weights]
+        reason = "weights of more than 8 bits are kept as floats"
+        state.skipped = [*unfit, *left_out, *(SkippedLayer(it.name, it.kind, it.shape, reason) for it in floats)]
+        return state
+
+    def _round_inputs(self, student: nn.Module, layers: list[Layer], example: Tensor) -> dict[str, InputQuantizer]:
+        """Let the `layers` round their inputs, beginning with what suits those of the `example`."""
+        wiring, found = Wiring(student), {}
+        for layer in layers:
+            normalized = wiring.batch_norm_before(layer.name) is not None
+            quantizer = self.method.inputs(student.get_submodule(layer.name), normalized)
+            if quantizer is not None:
+                found[layer.name] = quantizer
+        with_inputs(student, found)
+        hooks = [entry.register_forward_pre_hook(_start) for entry in found.values()]
+        try:
+            with torch.no_grad():
+                forward(student, example)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def _pupil(
+        self,
+        student: nn.Module,
+        quantizers: Mapping[str, Quantizer],
+        latents: Mapping[str, nn.Parameter],
+        inputs: Mapping[str, InputQuantizer],
+    ) -> Pupil:
+        owners = (*quantizers.values(), *inputs.values())
+        steps = [parameter for owner in owners for parameter in owner.parameters(recurse=False)]
+        rest = [parameter for parameter in student.parameters() if parameter not in set(steps)]
+        # A step that decays is a grid that shrinks.
+        groups = [{"params": rest}, *([{"params": steps, "weight_decay": 0.0}] if steps else [])]
+        pairs = [(quantizers[name], latent) for name, latent in latents.items()]
+        before = partial(_quantize, pairs) if self.step_quantized else _nothing
+        return Pupil(student, groups, before, partial(_clamp, pairs))
+
+
+def _start(quantizer: InputQuantizer, arguments: tuple[Tensor, Any]) -> None:
+    quantizer.start(arguments[0])
+
+
+@torch.no_grad()
+def _quantize(pairs: list[tuple[Quantizer, nn.Parameter]]) -> None:
+    for quantizer, latent in pairs:
+        latent.copy_(quantizer(latent))
+
+
+@torch.no_grad()
+def _clamp(pairs: list[tuple[Quantizer, nn.Parameter]]) -> None:
+    for quantizer, latent in pairs:
+        quantizer.clamp(latent)
+
+
+def _nothing() -> None:
+    pass
+
+
+@torch.no_grad()
+def _note_floats(teacher: nn.Module, quantizers: Mapping[str, Quantizer], latents: Mapping[str, nn.Parameter]) -> None:
+    """Let the weights of the `teacher` be those that the student's were rounded from: what a report compares."""
+    for name, latent in latents.items():
+        teacher.get_parameter(name).copy_(quantizers[name].unrounded(latent))
