@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from ldnq.calibration import CalibrationImages
+from ldnq.losses import divergence
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import parameter_groups, trainable
 from ldnq.quantizers.power_of_two import Rounding
-from ldnq.stages.distillation import divergence
 
 
 @dataclass(frozen=True)

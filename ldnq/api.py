@@ -27,7 +27,7 @@ from ldnq.sensitivity import Sensitivity
 from ldnq.survey import survey
 from ldnq.sweep import Sweep
 from ldnq.tables import Summary
-from ldnq.training import TrainingRecipe
+from ldnq.training_recipe import TrainingRecipe
 
 
 @overload
@@ -87,6 +87,8 @@ def train(
     *,
     output: Path | str | None = None,
     init: Path | str | None = None,
+    teacher: Path | str | None = None,
+    teacher_model: str | None = None,
     half: bool = False,
     compiled: bool = False,
     tensorboard: bool = False,
@@ -99,8 +101,9 @@ def train(
     names = {entry.name for entry in fields(TrainingRecipe)}
     recipe = TrainingRecipe(**{name: value for name, value in options.items() if name in names})
     config = _config({"model": model} | {name: options[name] for name in options.keys() - (names - {"batch_size"})})
-    folder, start = (None if path is None else Path(path) for path in (output, init))
-    wanted = Baseline(config, recipe, folder, start, half, compiled, tensorboard, f"ldnq.train({model!r}, …)")
+    folder, start, taught_by = (None if path is None else Path(path) for path in (output, init, teacher))
+    command = f"ldnq.train({model!r}, …)"
+    wanted = Baseline(config, recipe, folder, start, half, compiled, tensorboard, command, taught_by, teacher_model)
     return wanted.weights, baseline.train(wanted)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import ldnq
 from ldnq import checkpoints, graph, runtime, tensorboard
-from ldnq.augmentation import SMALL, Augmentation
-from ldnq.config import RunConfig
+from ldnq.augmentation import Augmentation
+from ldnq.config import NetworkConfig, RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
-from ldnq.datasets.images import Prepared, in_memory
 from ldnq.datasets.registry import DatasetFamily
 from ldnq.errors import DataError, NetworkError, UsageError, keeping
 from ldnq.files import write_json
@@ -25,20 +24,18 @@ from ldnq.network import build, decide_preprocessing, find_family
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import headline
 from ldnq.runs import RunFolder
-from ldnq.training import Trainer, TrainingRecipe
+from ldnq.training import Trainer
+from ldnq.training_data import load_teacher, training_images
+from ldnq.training_recipe import TrainingRecipe
 
 log = logging.getLogger(__name__)
-
-# Images are held in memory while training; beyond this many bytes that is refused rather than swapped.
-MAX_BYTES = 16 << 30
-# Large images are kept a little larger than the network's input, so that random parts lose no sharpness.
-MARGIN = 8 / 7
 
 
 @dataclass(frozen=True)
 class Baseline:
     """What 'ldnq train' was asked for: a network trained by `recipe` from random weights or those in the file `init`,
-    written to the folder `output`, `half` as float16; `curves` are for TensorBoard."""
+    written to the folder `output`, `half` as float16; `curves` are for TensorBoard. It learns from the network with the
+    weights `teacher` where they are given."""
 
     config: RunConfig
     recipe: TrainingRecipe
@@ -48,6 +45,8 @@ class Baseline:
     compiled: bool
     curves: bool
     command: str
+    teacher: Path | None = None
+    teacher_model: str | None = None
 
     @cached_property
     def family(self) -> ModelFamily:
@@ -76,6 +75,7 @@ class Baseline:
         options = {part: tables[part] for part in ("network", "data", "runtime")} | asdict(self.recipe)
         options |= {"init": self.init and str(self.init), "half": self.half, "compile": self.compiled}
         options |= {"tensorboard": self.curves, "command": self.command}
+        options |= {"teacher": self.teacher and str(self.teacher), "teacher_model": self.teacher_model}
         write_json(self.weights.with_name("config.json"), options)
 
 
@@ -105,13 +105,18 @@ def _train(baseline: Baseline) -> dict[str, Any]:
     _check_outputs(module, preprocessing, data.num_classes or 0)
     fabric = runtime.start(config.runtime, training=True)
     headline(f"{config.network.model} on {data.family.name}")
-    images, labels = _load(data, preprocessing, config.runtime.workers)
+    found = training_images(data, preprocessing, recipe, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, data.family.flip)
     subject = f"{config.network.model} {model_args} on {data.family.name} {data.training.fingerprint()} as "
     subject += f"{preprocessing}" + (f" from {baseline.init.name}" if baseline.init else "")
+    subject += f" by {baseline.teacher.name}" if baseline.teacher else ""
     trainer = Trainer(
-        module, images, labels, preprocessing, augmentation, recipe, fabric, baseline.state, subject, baseline.compiled
-    )
+        module, found.images, found.labels, preprocessing, augmentation, recipe, fabric, baseline.state, subject,
+        baseline.compiled, teacher=_teacher(baseline, data, preprocessing), held_out=found.held_out,
+        test=partial(
+            measure, data=data, preprocessing=preprocessing, config=config.runtime, fabric=fabric, description="testing"
+        ),
+    )  # fmt: skip
     if trainer.resume():
         baseline.write_config()
         log.info("going on after epoch %d of %d", trainer.epoch, recipe.epochs)
@@ -171,6 +176,15 @@ def _start_from(module: nn.Module, path: Path) -> None:
     checkpoints.load_into(module, tensors | {name: own[name] for name in anew}, str(path))
 
 
+def _teacher(baseline: Baseline, data: Data, preprocessing: Preprocessing) -> nn.Module | None:
+    if not baseline.teacher:
+        return None
+    network = baseline.config.network
+    if baseline.teacher_model:
+        network = NetworkConfig(baseline.teacher_model, num_classes=network.num_classes)
+    return load_teacher(replace(network, checkpoint=str(baseline.teacher)), baseline.config.data, data, preprocessing)
+
+
 def _check_outputs(module: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:
     """Raise `NetworkError` before hours of training rather than after."""
     size = preprocessing.image_size
@@ -180,15 +194,6 @@ def _check_outputs(module: nn.Module, preprocessing: Preprocessing, num_classes:
         raise NetworkError(
             f"expected one output for each of the {num_classes} classes, found outputs of shape {tuple(logits.shape)}"
         )
-
-
-def _load(data: Data, preprocessing: Preprocessing, workers: int) -> tuple[Tensor, Tensor]:
-    size = preprocessing.image_size
-    held = size if size <= SMALL else round(size * MARGIN)
-    if len(data.training) * 3 * held**2 > MAX_BYTES:
-        raise UsageError(f"{len(data.training)} images of {held} pixels do not fit in {MAX_BYTES >> 30} GiB of memory")
-    larger = Preprocessing(held, preprocessing.mean, preprocessing.std)
-    return in_memory(Prepared(data.training, larger), workers)
 
 
 def _description(data: Data, preprocessing: Preprocessing) -> dict[str, Any]:

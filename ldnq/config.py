@@ -26,6 +26,7 @@ TRAINED: dict[str, dict[str, Any]] = {
 }
 BITS = (1, 2, 3, 4, 8, 16, FLOAT)
 UPDATES = ("float", "quantized")
+TRAINING_PRECISIONS = (*PRECISIONS, "16")
 # Where several runs are compared, if nobody says otherwise.
 COMPARISON = Path("comparison.html")
 
@@ -205,7 +206,7 @@ class TrainedConfig:
 @dataclass(frozen=True)
 class RuntimeConfig:
     """What the machine lends a command: `device` auto, cpu, cuda or cuda:N; `precision` of network passes (solvers
-    choose their own); `threads` 0 leaves torch's own choice."""
+    choose their own), 16 for training and measuring alone; `threads` 0 leaves torch's own choice."""
 
     device: str = "auto"
     precision: str = "auto"
@@ -214,8 +215,8 @@ class RuntimeConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"expected a precision of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.precision not in TRAINING_PRECISIONS:
+            raise UsageError(f"expected a precision of {', '.join(TRAINING_PRECISIONS)}, got {self.precision!r}")
         if self.batch_size < 1:
             raise UsageError(f"expected a batch size of at least 1, got {self.batch_size}")
         if self.workers < 0 or self.threads < 0:

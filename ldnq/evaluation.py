@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
@@ -80,6 +81,26 @@ def evaluate(
     top1, top5 = (100 * float(metric.compute()) for metric in metrics)
     predictions = Predictions(*map(torch.cat, zip(*found)))
     return Accuracy(top1, top5, len(predictions.labels), num_classes, predictions)
+
+
+@torch.no_grad()
+def loss_and_top1(
+    module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], preprocessing: Preprocessing, fabric: Fabric
+) -> tuple[float, float]:
+    """Mean cross-entropy, and percent of labels that are the likeliest output, of `module` in eval mode over batches of
+    uint8 images and labels."""
+    training, losses, right, count = module.training, 0.0, 0, 0
+    module.eval()
+    for images, labels in batches:
+        inputs = preprocessing.normalize(images.to(fabric.device)).contiguous(memory_format=torch.channels_last)
+        with fabric.autocast():
+            logits = graph.forward(module, inputs).float()
+        labels = labels.to(fabric.device)
+        losses += float(F.cross_entropy(logits, labels, reduction="sum"))
+        right += int((logits.argmax(1) == labels).sum())
+        count += len(labels)
+    module.train(training)
+    return losses / count, 100 * right / count
 
 
 def select(logits: Tensor, num_classes: int, class_subset: Sequence[int] | None) -> Tensor:

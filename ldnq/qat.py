@@ -99,8 +99,8 @@ def train(wanted: QuantizedRun) -> RunResult:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a run `wanted` has to work with: labelled `data`, the `network` it starts from, on no weights but random ones
-    if it was made from `scratch`."""
+    """What a run `wanted` has to work with: labelled `data`, and the `network` it starts from, whose weights are random
+    if it is from `scratch`."""
 
     wanted: QuantizedRun
     data: Data
@@ -164,13 +164,11 @@ def _find_network(wanted: QuantizedRun, family: ModelFamily, data: Data) -> tupl
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of float weights, in a run's folder or in a quantized checkpoint."""
-    if not (path.is_dir() or path.suffix in formats.SUFFIXES):
+    if not (path.is_dir() or path.suffix in (".h5", ".onnx")):
         return dict(checkpoints.read(path)[0])
     contents = formats.read(path)
     if contents.folded or contents.inputs:
-        raise UsageError(
-            f"expected weights of a float network or of 'ldnq quantize' in {path}, found another network's"
-        )
+        raise UsageError(f"expected weights of a float network or of 'ldnq quantize' in {path}, found trained ones")
     return contents.tensors | {name: weight.dequantize() for name, weight in contents.weights.items()}
 
 

@@ -86,7 +86,8 @@ class QuantizationState:
 
     `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
     nothing may change them. `folded` tells that batch norms have become part of the layers before them, `grids` which
-    activations of the student are rounded, `inputs` which layers round their inputs, and how. Layers among the `results` are finished; stages tell the `journal`.
+    activations of the student are rounded, `inputs` which layers round their inputs, and how. Layers among the
+    `results` are finished; stages tell the `journal`.
     """
 
     student: nn.Module

@@ -3,13 +3,15 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
 from ldnq.config import RuntimeConfig
-from ldnq.errors import UsageError
+from ldnq.errors import NetworkError, UsageError
 
 
 def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
@@ -20,15 +22,45 @@ def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     accelerator, devices = _accelerator(options.device)
     mixed = options.precision == "bf16" or (training and mixes_in_training(accelerator, options))
+    precision = "bf16-mixed" if mixed else "32-true"
+    if options.precision == "16":
+        if accelerator == "cpu":
+            raise UsageError("expected a CUDA device for precision 16, got a CPU: use --precision bf16, or 32")
+        precision = "16-mixed"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning_fabric")
-        return Fabric(accelerator=accelerator, devices=devices, precision="bf16-mixed" if mixed else "32-true")
+        return Fabric(accelerator=accelerator, devices=devices, precision=precision)
 
 
 def autocast(fabric: Fabric, options: RuntimeConfig) -> torch.autocast:
     """Mixed precision for stages that change weights as they go: nothing is remembered of weights once cast."""
+    if options.precision == "16":
+        raise UsageError("expected precision auto, 32 or bf16, got 16: that is for training, which scales gradients")
     mixed = options.precision == "bf16"
     return torch.autocast(fabric.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within the block, if `wanted`, torch computes the same bits again on the same machine. Raises `NetworkError` that
+    names what it has no such algorithm for."""
+    if not wanted:
+        yield
+        return
+    mode, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn
+    # cuBLAS reads it when it is first called.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_deterministic_debug_mode("error")
+    try:
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
+            yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        message = str(error).split(". ")[0]
+        raise NetworkError(f"{message}: train without --deterministic, or with --device cpu") from error
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def mixes_in_training(device: str, options: RuntimeConfig) -> bool:

@@ -14,9 +14,9 @@ from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.files import write_text
 from ldnq.graph import Layer
+from ldnq.losses import divergence
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState
-from ldnq.stages.distillation import divergence
 from ldnq.stages.layerwise import Course, Layerwise
 
 COLUMNS = ("name", "shape", "weights", "kbits", "bits_per_weight", "relative_error", "divergence", "agreement", "top1")

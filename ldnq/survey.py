@@ -40,7 +40,7 @@ def survey(config: RunConfig, choices: Sequence[int], output: Path | None = None
     prepared = prepare(config)
     config, recipe, dataset = prepared.config, prepared.config.recipe, prepared.data.family.name
     folder = RunFolder.create(output or default_folder(config.network.model, dataset, "sensitivity"))
-    folder.write_config(config)
+    folder.write_config(config.to_dict())
     images = prepared.images()
     labels, teacher_top1 = _labels(prepared, images)
     stage = replace(layerwise(recipe), cascade=None)

@@ -1,54 +1,45 @@
-"""Training of float baselines on labelled images."""
+"""Training of networks on labelled images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics.classification import MulticlassAccuracy
 
-from ldnq import tensorboard
+from ldnq import curves, runtime, tensorboard
 from ldnq.augmentation import Augmentation
 from ldnq.errors import CheckpointError, TrainingError, UsageError
+from ldnq.evaluation import Accuracy, loss_and_top1
 from ldnq.files import replacing
+from ldnq.losses import objective
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import say, track
+from ldnq.report.curves import write_chart
+from ldnq.schedules import Schedule
 from ldnq.soundness import LossWatch, first_unsound
+from ldnq.training_recipe import OF_TEACHER, TrainingRecipe
 
-SCHEDULES = ("one-cycle", "cosine")
+__all__ = ["Trainer", "TrainingRecipe"]
 
 
-@dataclass(frozen=True)
-class TrainingRecipe:
-    """SGD with Nesterov momentum 0.9 on the cross-entropy, the rate moved after every step by `schedule`."""
-
-    epochs: int = 40
-    batch_size: int = 128
-    lr: float = 0.2
-    weight_decay: float = 5e-4
-    schedule: str = "one-cycle"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise UsageError(f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}")
-        if self.epochs < 1 or self.batch_size < 2:
-            raise UsageError(
-                f"expected at least 1 epoch and batches of at least 2, got {self.epochs} and {self.batch_size}"
-            )
-        if not self.lr > 0:
-            raise UsageError(f"expected a positive learning rate, got {self.lr}")
+def _nothing() -> None:
+    pass
 
 
 @dataclass
 class Trainer:
-    """One training run over images in memory; `state` is the file that carries it over an interruption, `subject` says
-    what is trained on what.
+    """One training run over images in memory; `state` is the file that carries it over an interruption, beside which
+    curves and the best weights are written, `subject` says what is trained on what.
 
-    `images` (n, 3, s, s) uint8 and `labels` (n,); `augmentation` gives the size that the network sees.
+    `images` (n, 3, s, s) uint8 and `labels` (n,); `augmentation` gives the size that the network sees, which the
+    images `held_out` have. `parameters` are groups of the optimizer, all of `module` otherwise. `before_step`, with
+    gradients as they come, before they are cut, and `after_step` are called around every step of the optimizer.
+    `test` measures a network on test images.
     """
 
     module: nn.Module
@@ -61,18 +52,44 @@ class Trainer:
     state: Path
     subject: str
     compiled: bool = False
+    parameters: list[dict[str, Any]] | None = None
+    before_step: Callable[[], None] = _nothing
+    after_step: Callable[[], None] = _nothing
+    teacher: nn.Module | None = None
+    held_out: tuple[Tensor, Tensor] | None = None
+    test: Callable[[nn.Module], Accuracy | None] | None = None
 
     def __post_init__(self) -> None:
+        recipe = self.recipe
         self.epoch = 0
+        self.rows: list[curves.Row] = []
+        self.best: dict[str, float] | None = None
         self.watch = LossWatch()
-        self.steps = len(self.images) // self.recipe.batch_size
+        self.steps = len(self.images) // recipe.batch_size
         if self.steps == 0:
-            raise UsageError(f"expected at least {self.recipe.batch_size} images to train on, got {len(self.images)}")
+            raise UsageError(f"expected at least {recipe.batch_size} images to train on, got {len(self.images)}")
+        if self.teacher is None and (unread := recipe.changed() & set(OF_TEACHER)):
+            raise UsageError(f"expected --teacher FILE with --{min(unread)}, got no teacher")
         self.module.to(self.fabric.device).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            self.module.parameters(), self.recipe.lr, 0.9, weight_decay=self.recipe.weight_decay, nesterov=True
-        )
-        self.schedule = _schedule(self.optimizer, self.recipe, self.steps)
+        if self.teacher:
+            self.teacher.to(self.fabric.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.optimizer = _optimizer(self.parameters or [{"params": list(self.module.parameters())}], recipe)
+        self.schedule = Schedule(self.optimizer, recipe, self.steps)
+        # Scales the losses of 16-bit floats, and skips steps whose gradients overflow.
+        self.stepper = self.fabric.setup_optimizers(self.optimizer)
+        self.average = None
+        if recipe.ema:
+            self.average = AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is measured and kept: the average where there is one."""
+        return self.average.module if self.average else self.module
+
+    @property
+    def best_file(self) -> Path:
+        """The weights of the best epoch, written where images are held out or they are to be kept."""
+        return self.state.with_name("best.pt")
 
     def resume(self) -> bool:
         """Go on from `state` where it exists; raises `CheckpointError` where it belongs to another run."""
@@ -80,77 +97,139 @@ class Trainer:
             return False
         try:
             saved = torch.load(self.state, map_location=self.fabric.device, weights_only=True)
-            found = saved["subject"], saved["recipe"]
+            theirs = {"training": saved["subject"]} | saved["recipe"]
         except Exception as error:  # damaged files make torch fail in many ways
             raise CheckpointError(f"{self.state} is damaged: remove it, or use another --output") from error
-        if found != (self.subject, repr(self.recipe)):
-            theirs, ours = next(pair for pair in zip(found, (self.subject, repr(self.recipe))) if pair[0] != pair[1])
-            raise CheckpointError(f"{self.state} is of {theirs}, not of {ours}: use another --output")
-        self.module.load_state_dict(saved["module"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.schedule.load_state_dict(saved["schedule"])
-        self.epoch = saved["epoch"]
+        ours = {"training": self.subject} | asdict(self.recipe)
+        for name in ours:
+            if (found := theirs.get(name)) != ours[name]:
+                other = name.replace("_", " ")
+                raise CheckpointError(f"{self.state} is of {other} {found}, not of {ours[name]}: use another --output")
+        for name, part in self._parts().items():
+            part.load_state_dict(saved[name])
+        self.epoch, self.rows, self.best = saved["epoch"], saved["rows"], saved["best"]
         return True
 
     def run(self) -> None:
-        """Train to the last epoch."""
+        """Train to the last epoch, and leave in `module` the weights that the recipe keeps."""
         forward = torch.compile(self.module) if self.compiled else self.module
-        for epoch in track(range(self.epoch, self.recipe.epochs), "epochs"):
-            loss = self._checked_epoch(forward)
-            self.epoch = epoch + 1
-            self._save()
-            say(f"loss {loss:.4f}")
-            tensorboard.scalar("train/loss", loss, self.epoch)
-            tensorboard.scalar("train/learning rate", self.schedule.get_last_lr()[0], self.epoch)
-            tensorboard.histograms(self.module, self.epoch)
+        with runtime.deterministic(self.recipe.deterministic):
+            for _ in track(range(self.epoch, self.recipe.epochs), "epochs"):
+                row = self._checked_epoch(forward)
+                self.epoch += 1
+                self._finish_epoch(row)
+        if self.recipe.keep == "best":
+            self.module.load_state_dict(self._read_best())
+        elif self.average:
+            self.module.load_state_dict(self.average.module.state_dict())
+        curves.write(self.state.with_name(curves.FILE), self.rows)
+        write_chart(self.state.with_name("curves.svg"), self.rows)
 
-    def _checked_epoch(self, forward: Callable[[Tensor], Tensor]) -> float:
-        """The mean loss; raises `TrainingError` where nothing can come of the training, before anything is saved."""
+    def _checked_epoch(self, forward: Callable[[Tensor], Tensor]) -> curves.Row:
+        """What the training was like; raises `TrainingError` where nothing can come of it, before anything is saved."""
         try:
-            loss = self._train_epoch(forward)
+            row = self._train_epoch(forward)
             if name := first_unsound(self.module):
                 raise TrainingError(f"{name} is not finite after epoch {self.epoch + 1}")
-            return loss
+            return row
         except TrainingError as error:
             kept = f"epoch {self.epoch} is kept in {self.state}" if self.epoch else "nothing was saved"
             raise TrainingError(f"{error}; {kept}: try a lower --lr with another --output") from error
 
-    def _train_epoch(self, forward: Callable[[Tensor], Tensor]) -> float:
+    def _train_epoch(self, forward: Callable[[Tensor], Tensor]) -> curves.Row:
         # Seeded by epoch, so that an interrupted run continues exactly as it would have gone on.
         generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
         torch.manual_seed(generator.initial_seed())
         order = torch.randperm(len(self.images), generator=generator)[: self.steps * self.recipe.batch_size]
         self.module.train()
-        total = 0.0
+        total, metric = 0.0, None
         for step, chosen in enumerate(track(order.view(self.steps, self.recipe.batch_size), "batches"), 1):
             batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)
             batch = self.preprocessing.normalize(batch).contiguous(memory_format=torch.channels_last)
+            labels = self.labels[chosen].to(self.fabric.device)
             with self.fabric.autocast():
-                loss = F.cross_entropy(forward(batch), self.labels[chosen].to(self.fabric.device))
+                outputs = forward(batch)
+                loss = self._loss(outputs, labels, batch)
             total += self.watch(loss, f"step {step} of {self.steps} of epoch {self.epoch + 1}")
+            metric = metric or MulticlassAccuracy(outputs.shape[1], average="micro").to(self.fabric.device)
+            metric.update(outputs.detach(), labels)
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
-            self.optimizer.step()
+            self._step()
+            rate = self.schedule.rate
             self.schedule.step()
-        return total / self.steps
+        top1 = 100 * float(metric.compute()) if metric else 0.0
+        return {"epoch": self.epoch + 1, "loss": total / self.steps, "top1": top1, "lr": rate}
+
+    def _loss(self, outputs: Tensor, labels: Tensor, batch: Tensor) -> Tensor:
+        targets = None
+        if self.teacher:
+            with torch.no_grad():
+                targets = self.teacher(batch)
+        recipe = self.recipe
+        return objective(outputs, labels, recipe.label_smoothing, targets, recipe.distillation, recipe.temperature)
+
+    def _step(self) -> None:
+        self.before_step()
+        if self.recipe.clip:
+            # Gradients that overflow are found by who scales them, or by the weights' check.
+            self.fabric.clip_gradients(self.module, self.stepper, max_norm=self.recipe.clip, error_if_nonfinite=False)
+        self.stepper.step()
+        self.after_step()
+        if self.average:
+            self.average.update_parameters(self.module)
+
+    def _finish_epoch(self, row: curves.Row) -> None:
+        """Measure what the epoch came to, and save everything."""
+        if self.held_out:
+            images, labels = (part.split(self.recipe.batch_size) for part in self.held_out)
+            loss, top1 = loss_and_top1(self.network, zip(images, labels), self.preprocessing, self.fabric)
+            row |= {"held_out_loss": loss, "held_out_top1": top1}
+        every = self.recipe.test_every
+        if self.test and (self.epoch == self.recipe.epochs or (every and self.epoch % every == 0)):
+            accuracy = self.test(self.network)
+            row |= {"test_top1": accuracy.top1} if accuracy else {}
+        self.rows.append(row)
+        decisive = row.get("held_out_loss", row["loss"])
+        self.schedule.end_epoch(decisive)
+        if self.best is None or decisive < self.best["loss"]:
+            self.best = {"epoch": self.epoch, "loss": decisive}
+            if self.held_out or self.recipe.keep == "best":
+                _save(self.best_file, {**self.best, "state_dict": self.network.state_dict()})
+        self._save()
+        curves.write(self.state.with_name(curves.FILE), self.rows)
+        curves.log(row)
+        tensorboard.histograms(self.module, self.epoch)
+        held_out = f", held out {row['held_out_top1']:.2f}%" if self.held_out else ""
+        say(f"top-1 {row['top1']:.2f}%{held_out}, loss {row['loss']:.4f}")
+
+    def _parts(self) -> dict[str, Any]:
+        """All that has a state to save, by name."""
+        parts = {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}
+        parts |= {"average": self.average} if self.average else {}
+        return parts | {"precision": self.fabric.strategy.precision}
 
     def _save(self) -> None:
-        with replacing(self.state) as temporary:
-            torch.save(
-                {
-                    "subject": self.subject,
-                    "recipe": repr(self.recipe),
-                    "epoch": self.epoch,
-                    "module": self.module.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "schedule": self.schedule.state_dict(),
-                },
-                temporary,
-            )
+        state = {"subject": self.subject, "recipe": asdict(self.recipe)}
+        state |= {"epoch": self.epoch, "rows": self.rows, "best": self.best}
+        _save(self.state, state | {name: part.state_dict() for name, part in self._parts().items()})
+
+    def _read_best(self) -> dict[str, Tensor]:
+        try:
+            return torch.load(self.best_file, map_location=self.fabric.device, weights_only=True)["state_dict"]
+        except Exception as error:  # as above
+            raise CheckpointError(
+                f"expected the best weights in {self.best_file}, found none that can be read: use another --output"
+            ) from error
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: TrainingRecipe, steps: int) -> LRScheduler:
-    total = recipe.epochs * steps
-    if recipe.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total, cycle_momentum=False)
+def _save(path: Path, values: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        torch.save(values, temporary)
+
+
+def _optimizer(groups: list[dict[str, Any]], recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    lr, decay, momentum = recipe.lr, recipe.weight_decay, recipe.momentum
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr, (momentum, 0.999), weight_decay=decay)
+    return torch.optim.SGD(groups, lr, momentum, weight_decay=decay, nesterov=momentum > 0)

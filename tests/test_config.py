@@ -129,7 +129,7 @@ def test_the_known_numbers_of_levels_are_taken(kbits):
         ("abits", 3, "expected 4 to 8 bits of activations, got 3"),
         ("abits", 9, "expected 4 to 8 bits of activations, got 9"),
         ("ranges", "minmax", "expected ranges by least-squares or percentile, got 'minmax'"),
-        ("precision", "16", "expected a precision of auto, 32, bf16, got '16'"),
+        ("precision", "64", "expected a precision of auto, 32, bf16, 16, got '64'"),
         ("batch_size", 0, "expected a batch size of at least 1, got 0"),
         ("workers", -1, "expected no negative workers or threads, got -1 and 0"),
         ("threads", -2, "expected no negative workers or threads, got 0 and -2"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import click
 from click.core import ParameterSource
 
 from ldnq.commands.completion import complete
-from ldnq.config import AUTO, PRECISIONS, SCALES
+from ldnq.config import AUTO, PRECISIONS, SCALES, TRAINING_PRECISIONS
+from ldnq.training_recipe import KEEP, MILESTONES, OPTIMIZERS, SCHEDULES, TrainingRecipe
 
 
 def _group(*options: Callable) -> Callable:
@@ -138,15 +140,89 @@ layer_options = _group(
     ),
 )
 
-runtime_options = _group(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option(
-        "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True, help="Of network passes."
+
+def _runtime_options(precisions: Sequence[str]) -> Callable:
+    return _group(
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--precision", type=click.Choice(precisions), default="auto", show_default=True, help="Of network passes."
+        ),
+        click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images at once."),
+        click.option(
+            "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images."
+        ),
+        click.option(
+            "--threads", type=click.IntRange(0), default=0, help="Threads of the processor; 0: torch's choice."
+        ),
+    )
+
+
+runtime_options = _runtime_options(PRECISIONS)
+
+training_runtime_options = _runtime_options(TRAINING_PRECISIONS)
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers."""
+
+    name = "N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """A tuple of floats."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(",") if part)
+        except ValueError:
+            self.fail(f"expected comma-separated numbers, got {value!r}", param, ctx)
+
+
+def _training(name: str, help: str, metavar: str | None = None, kind: Any = None) -> Callable:
+    """The option of a field of `TrainingRecipe`, with its default and type."""
+    default = getattr(TrainingRecipe, name)
+    flag = isinstance(default, bool)
+    return click.option(
+        f"--{name.replace('_', '-')}", is_flag=flag, type=None if flag else kind or type(default), default=default,
+        show_default=not flag and default != (), metavar=metavar, help=help,
+    )  # fmt: skip
+
+
+# Of every command that trains on labelled images; `training_recipe` reads them, and --batch-size of the machine's.
+training_options = _group(
+    _training("epochs", "Passes over the images.", kind=click.IntRange(1)),
+    _training("optimizer", "SGD with Nesterov momentum, or Adam.", kind=click.Choice(OPTIMIZERS)),
+    _training("lr", "Highest learning rate."),
+    _training("momentum", "Of SGD; of Adam the decay of its mean of gradients."),
+    _training("weight_decay", "Of all parameters."),
+    _training("schedule", "How the learning rate moves.", kind=click.Choice(SCHEDULES)),
+    _training("warmup", "Epochs in which the rate rises; one-cycle: 0 is three tenths of all.", "EPOCHS"),
+    _training(
+        "milestones", "Of schedule step: epochs, or shares of them, after which the rate falls. "
+        f"[default: {','.join(map(str, MILESTONES))}]", kind=Numbers(),
     ),
-    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images at once."),
-    click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images."),
-    click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the processor; 0: torch's choice."),
-)
+    _training("gamma", "Of schedules step and plateau: the factor by which the rate falls."),
+    _training("patience", "Of schedule plateau: epochs without a lower loss before the rate falls.", "EPOCHS"),
+    _training("label_smoothing", "Share of each label that goes to all classes.", "SHARE"),
+    _training("ema", "Decay of a moving average of the weights, which is measured and kept; 0: none.", "DECAY"),
+    _training("clip", "Highest norm of the gradients; 0: any.", "NORM"),
+    _training("hold_out", "Share of the training images to choose the epoch and judge plateaus by.", "SHARE"),
+    _training("keep", "Weights of the last epoch, or of the one with the lowest loss.", kind=click.Choice(KEEP)),
+    _training("test_every", "Measure on test images every N epochs; 0: only at the end.", "N"),
+    _training("seed", "Seed of everything random.", kind=click.IntRange(0)),
+    _training("deterministic", "Only algorithms that give the same bits again on the same machine."),
+    _training("distillation", "Of a teacher: the share of the loss that compares with its outputs.", "SHARE"),
+    _training("temperature", "Of a teacher: what outputs are divided by before they are compared."),
+)  # fmt: skip
+
+teacher_options = _group(
+    click.option(
+        "--teacher", type=click.Path(path_type=Path), metavar="FILE", help="Weights of a float network to learn from."
+    ),
+    click.option(
+        "--teacher-model", metavar="NAME", shell_complete=complete("models"),
+        help="The teacher's network; --model's, with its arguments, otherwise.",
+    ),
+)  # fmt: skip
 
 tensorboard_option = click.option(
     "--tensorboard", "curves", is_flag=True, help="Write curves of training into DIR/tensorboard."
@@ -199,3 +275,8 @@ def settle_levels(values: dict) -> None:
     given = typed(values)
     if "kbits" in given and values["kbits"] != AUTO and "target_bits" not in given:
         values["target_bits"] = None
+
+
+def training_recipe(values: dict[str, Any]) -> TrainingRecipe:
+    """The recipe that `training_options` and --batch-size ask for; raises `UsageError` where it cannot be used."""
+    return TrainingRecipe(**{entry.name: values[entry.name] for entry in fields(TrainingRecipe)})

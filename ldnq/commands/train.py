@@ -23,22 +23,24 @@ from ldnq.errors import UsageError
     help="Weights to start from; a last layer of another number of classes starts anew. Random otherwise.",
 )  # fmt: skip
 @options.data_options
-@click.option("--epochs", type=click.IntRange(1), default=40, show_default=True, help="Passes over the images.")
-@click.option("--lr", type=float, default=0.2, show_default=True, help="Highest learning rate.")
-@click.option("--weight-decay", type=float, default=5e-4, show_default=True, help="Of all parameters.")
-@click.option(
-    "--schedule", type=click.Choice(["one-cycle", "cosine"]), default="one-cycle", show_default=True,
-    help="How the learning rate moves.",
-)  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
+@options.training_options
+@options.teacher_options
 @click.option("--half", is_flag=True, help="Store the weights as float16.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network first; needs a C++ compiler.")
-@options.runtime_options
+@options.training_runtime_options
 @options.tensorboard_option
 @options.output_option
 @resume_option
 def train_command(
-    output: Path | None, resume: Path | None, init: Path | None, half: bool, compiled: bool, curves: bool, **values: Any
+    output: Path | None,
+    resume: Path | None,
+    init: Path | None,
+    teacher: Path | None,
+    teacher_model: str | None,
+    half: bool,
+    compiled: bool,
+    curves: bool,
+    **values: Any,
 ) -> None:
     """Train a float network, as a start for quantization. An interrupted run goes on when started again.
 
@@ -46,17 +48,21 @@ def train_command(
     ldnq train --model resnet20 --dataset cifar10 --epochs 40 --output results/resnet20
     ldnq train --model resnet18 --dataset imagenette --init resnet18-f37072fd.pth --epochs 10 --lr 0.01
     ldnq train --resume results/resnet20
+
+    The folder keeps the curves: training.csv, a row an epoch, and curves.svg.
     """
     folder = goes_on(resume, output)
     options.require_model(values["model"])
+    if teacher_model and not teacher:
+        raise click.UsageError("expected --teacher FILE with --teacher-model, got no weights")
     config = RunConfig.from_options(values)
+    recipe = options.training_recipe(values)
     with console.progress():
         from ldnq.baseline import Baseline, train
-        from ldnq.training import TrainingRecipe
 
-        names = ("epochs", "batch_size", "lr", "weight_decay", "schedule", "seed")
-        recipe = TrainingRecipe(**{name: values[name] for name in names})
-        baseline = Baseline(config, recipe, folder, init, half, compiled, curves, _command(resume))
+        baseline = Baseline(
+            config, recipe, folder, init, half, compiled, curves, _command(resume), teacher, teacher_model
+        )
         if resume and baseline.weights.exists():
             click.echo(f"the run in {resume} is finished: nothing to do")
             return

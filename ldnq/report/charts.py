@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 40
 # Between the frame and what is drawn.
 INSET = 6
+# Height of the row below a chart that names its lines.
+LEGEND = 20
 # In the style sheet, `--s0` and on; dashes help those who tell few colours apart.
 COLOURS, DASHES = 8, ("", "7 3", "2 3")
 # Between two labels of levels.
@@ -83,8 +85,10 @@ def lines(
     log_y: bool = False,
     x_ticks: Sequence[float] = (),
     rule: tuple[float, str] | None = None,
+    legend: bool = False,
 ) -> Markup:
-    """A line chart; `summary` says in words what it shows, `rule` is a level (y, label) to compare with."""
+    """A line chart; `summary` says in words what it shows, `rule` is a level (y, label) to compare with; `legend`
+    puts the labels of the series below."""
     places = [place for entry in series for place in (*entry.points, *((x, y) for x, y, _ in entry.dots))]
     xs, ys = ([place[axis] for place in places] for axis in (0, 1))
     ys += [rule[0]] if rule else []
@@ -95,7 +99,19 @@ def lines(
         parts += frame.rule(*rule)
     for entry in series:
         parts += frame.curve(entry)
-    return _svg(WIDTH, HEIGHT, summary, parts)
+    if legend:
+        parts += _legend(series)
+    return _svg(WIDTH, HEIGHT + LEGEND * legend, summary, parts)
+
+
+def _legend(series: Sequence[Series]) -> Iterator[str]:
+    """A sample of each line and its label, side by side below the chart."""
+    width = (WIDTH - LEFT - RIGHT) / len(series)
+    for number, entry in enumerate(series):
+        x, y = LEFT + number * width, HEIGHT + LEGEND / 2
+        dashes = f' stroke-dasharray="{entry.dashes}"' if entry.dashes else ""
+        yield f'<path class="line" style="stroke:{entry.colour}"{dashes} d="M{x:.1f} {y - 4}h22"/>'
+        yield _text(x + 28, y, entry.label, "start")
 
 
 def histogram(counts: Sequence[int], reach: float, levels: Sequence[float], summary: str) -> Markup:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -15,6 +14,7 @@ from ldnq.augmentation import mix
 from ldnq.calibration import CalibrationImages
 from ldnq.errors import TrainingError
 from ldnq.graph import recorded
+from ldnq.losses import divergence, mean_relative_error
 from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
 from ldnq.quantizers.parametrized import Trained, parameter_groups, trainable
@@ -159,26 +159,3 @@ class Best:
     def restore(self, module: nn.Module) -> None:
         """Make `module` what is kept."""
         module.load_state_dict(self.values)
-
-
-def divergence(outputs: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Kullback-Leibler divergence of `outputs` from `targets` (n, classes, …), both softened, in units that do not
-    depend on the temperature; the relative error where there are no classes to choose from."""
-    if outputs.dim() < 2 or outputs.shape[1] == 1:
-        return relative_error(outputs, targets)
-    ours, theirs = (
-        (logits.float() / temperature).log_softmax(1).movedim(1, -1).flatten(0, -2) for logits in (outputs, targets)
-    )
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-
-
-def mean_relative_error(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor | float:
-    """Of those called alike that are tensors; 0 of none."""
-    errors = [relative_error(outputs[name], target) for name, target in targets.items() if isinstance(target, Tensor)]
-    return sum(errors) / max(1, len(errors))
-
-
-def relative_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """`‖Y_t − Y‖² / ‖Y_t‖²`; a target of nothing counts as one of almost nothing."""
-    outputs, targets = outputs.float(), targets.float()
-    return (outputs - targets).square().sum() / targets.square().sum().clamp(min=1e-12)

@@ -45,7 +45,7 @@ def test_training_that_is_killed_goes_on_to_the_same_weights(ldnq, options, trai
     for run, after in (("unbegun", "tiny_network:build on digits"), ("begun", "epochs 1 of 2")):
         assert _killed(options, trained, run, after) == -signal.SIGKILL
         left = {path.name for path in (workdir / run).iterdir()} - {".lock"}
-        assert left == {"config.json"} | ({"state.pt"} if run == "begun" else set())
+        assert left == {"config.json"} | ({"state.pt", "training.csv"} if run == "begun" else set())
         resumed = ldnq("train", "--resume", run)
         assert resumed.code == 0, resumed.err
         assert ("going on after epoch 1 of 2" in resumed.err) == (run == "begun")

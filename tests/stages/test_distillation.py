@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
+from ldnq.losses import divergence
 from ldnq.quantized import QuantizationState
 from ldnq.recalibration import recalibrate
 from ldnq.solvers.nearest import Nearest
-from ldnq.stages.distillation import Best, Distillation, divergence, relative_error
+from ldnq.stages.distillation import Best, Distillation
 from ldnq.stages.layerwise import Layerwise
 
 
@@ -146,26 +146,6 @@ def test_a_single_image_is_no_training_set(caplog):
     state = SHORT(state, images, torch.Generator())
     assert "needs two calibration images" in caplog.text
     assert all(torch.equal(before[name], tensor) for name, tensor in state.student.state_dict().items())
-
-
-def test_the_divergence_is_that_of_the_softened_classes():
-    ours, theirs = torch.randn(6, 5), torch.randn(6, 5)
-    for temperature in (1.0, 3.0):
-        p, q = ((logits.double() / temperature).softmax(1) for logits in (theirs, ours))
-        expected = temperature**2 * float((p * (p / q).log()).sum(1).mean())
-        assert float(divergence(ours, theirs, temperature)) == pytest.approx(expected, rel=1e-4)
-    maps = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3, 3)
-    flat = [tensor.permute(0, 2, 3, 1).reshape(-1, 5) for tensor in maps]
-    assert float(divergence(*maps)) == pytest.approx(float(divergence(*flat)), rel=1e-5)
-    assert float(divergence(theirs, theirs)) == pytest.approx(0, abs=1e-6)
-
-
-def test_outputs_without_classes_are_compared_by_their_values():
-    ours, theirs = torch.randn(6, 1), torch.randn(6, 1)
-    assert divergence(ours, theirs) == relative_error(ours, theirs)
-    assert float(relative_error(ours, theirs)) == pytest.approx(
-        float(F.mse_loss(ours, theirs) * 6 / theirs.norm() ** 2)
-    )
 
 
 def test_the_best_parameters_are_those_of_the_lowest_loss():
