@@ -1,8 +1,7 @@
 """Float baselines: trained, measured, and written as weights with a model card in their header."""
 
-import copy
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import ldnq
-from ldnq import checkpoints, graph, runtime, tensorboard
+from ldnq import checkpoints, runtime, tensorboard
 from ldnq.augmentation import Augmentation
-from ldnq.config import NetworkConfig, RunConfig
+from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.registry import DatasetFamily
-from ldnq.errors import DataError, NetworkError, UsageError, keeping
+from ldnq.errors import DataError, UsageError, keeping
 from ldnq.files import write_json
 from ldnq.measurement import measure
 from ldnq.models.registry import ModelFamily
-from ldnq.network import build, decide_preprocessing, find_family
+from ldnq.network import build, check_outputs, decide_preprocessing, find_family, start_from
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import headline
 from ldnq.runs import RunFolder
@@ -102,7 +101,7 @@ def _train(baseline: Baseline) -> dict[str, Any]:
     preprocessing = decide_preprocessing(baseline.family, config.data, baseline.dataset)
     torch.manual_seed(recipe.seed)
     module, model_args = _start(config, data, baseline.init)
-    _check_outputs(module, preprocessing, data.num_classes or 0)
+    check_outputs(module, preprocessing, data.num_classes or 0)
     fabric = runtime.start(config.runtime, training=True)
     headline(f"{config.network.model} on {data.family.name}")
     found = training_images(data, preprocessing, recipe, config.runtime.workers)
@@ -110,9 +109,12 @@ def _train(baseline: Baseline) -> dict[str, Any]:
     subject = f"{config.network.model} {model_args} on {data.family.name} {data.training.fingerprint()} as "
     subject += f"{preprocessing}" + (f" from {baseline.init.name}" if baseline.init else "")
     subject += f" by {baseline.teacher.name}" if baseline.teacher else ""
+    teacher = baseline.teacher and load_teacher(
+        config.network, baseline.teacher, baseline.teacher_model, config.data, data, preprocessing
+    )
     trainer = Trainer(
         module, found.images, found.labels, preprocessing, augmentation, recipe, fabric, baseline.state, subject,
-        baseline.compiled, teacher=_teacher(baseline, data, preprocessing), held_out=found.held_out,
+        baseline.compiled, teacher=teacher, held_out=found.held_out,
         test=partial(
             measure, data=data, preprocessing=preprocessing, config=config.runtime, fabric=fabric, description="testing"
         ),
@@ -157,43 +159,8 @@ def _start(config: RunConfig, data: Data, init: Path | None) -> tuple[nn.Module,
         model_args["num_classes"] = config.network.num_classes or data.num_classes
     module = build(config.network.model, model_args)
     if init:
-        _start_from(module, init)
+        start_from(module, checkpoints.read(init)[0], str(init))
     return module, model_args
-
-
-def _start_from(module: nn.Module, path: Path) -> None:
-    """Load the weights in `path`; a last layer of another number of classes keeps its random ones."""
-    tensors = checkpoints.without_prefixes(checkpoints.read(path)[0], module)
-    last = [name for name, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))][-1:]
-    own = module.state_dict()
-    anew = [
-        name
-        for name in own
-        if name.rpartition(".")[0] in last and name in tensors and tensors[name].shape != own[name].shape
-    ]
-    if anew:
-        log.info("%s starts anew: %s has another number of classes", last[0], path)
-    checkpoints.load_into(module, tensors | {name: own[name] for name in anew}, str(path))
-
-
-def _teacher(baseline: Baseline, data: Data, preprocessing: Preprocessing) -> nn.Module | None:
-    if not baseline.teacher:
-        return None
-    network = baseline.config.network
-    if baseline.teacher_model:
-        network = NetworkConfig(baseline.teacher_model, num_classes=network.num_classes)
-    return load_teacher(replace(network, checkpoint=str(baseline.teacher)), baseline.config.data, data, preprocessing)
-
-
-def _check_outputs(module: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:
-    """Raise `NetworkError` before hours of training rather than after."""
-    size = preprocessing.image_size
-    # On a copy: a pass in training mode moves batch-norm statistics.
-    logits = graph.forward(copy.deepcopy(module).train(), torch.zeros(2, 3, size, size))
-    if logits.shape != (2, num_classes):
-        raise NetworkError(
-            f"expected one output for each of the {num_classes} classes, found outputs of shape {tuple(logits.shape)}"
-        )
 
 
 def _description(data: Data, preprocessing: Preprocessing) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Details:
             "layers/names": [layer.name for layer in self.layers],
             "layers/levels": _stacked([layer.levels for layer in self.layers]),
             "layers/shares": _stacked([layer.shares for layer in self.layers]),
-            "layers/histograms": np.stack([layer.histogram for layer in self.layers]).astype(np.uint32),
+            "layers/histograms": np.array([layer.histogram for layer in self.layers], np.uint32),
             "layers/reach": np.array([layer.reach for layer in self.layers], np.float32),
             "layers/errors": _stacked([layer.errors for layer in self.layers]),
         }
@@ -106,7 +106,7 @@ class Details:
 
 
 def _stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
-    table = np.full((len(rows), max(map(len, rows))), np.nan, np.float32)
+    table = np.full((len(rows), max(map(len, rows), default=0)), np.nan, np.float32)
     for row, values in zip(table, rows):
         row[: len(values)] = values
     return table

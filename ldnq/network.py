@@ -1,5 +1,6 @@
 """A network from its name: built, its weights found, its preprocessing decided."""
 
+import copy
 import importlib
 import logging
 import sys
@@ -8,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import ldnq
-from ldnq import checkpoints
+from ldnq import checkpoints, graph
 from ldnq.config import DataConfig, NetworkConfig
 from ldnq.datasets import DatasetFamily
 from ldnq.errors import CheckpointError, NetworkError, UsageError
@@ -130,6 +132,32 @@ def _find_weights(
         f"no weights for {config.model} on {dataset.name}: put {next(iter(names))} (or {', '.join(EXTENSIONS[1:])}) "
         f"into {config.pretrained_dir}/, give --checkpoint, or train them with 'ldnq train'"
     )
+
+
+def start_from(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load `tensors` from `source`; a last layer of another number of classes keeps its random weights."""
+    tensors = checkpoints.without_prefixes(tensors, module)
+    last = [name for name, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))][-1:]
+    own = module.state_dict()
+    anew = [
+        name
+        for name in own
+        if name.rpartition(".")[0] in last and name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if anew:
+        log.info("%s starts anew: %s has another number of classes", last[0], source)
+    checkpoints.load_into(module, {**tensors, **{name: own[name] for name in anew}}, source)
+
+
+def check_outputs(module: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:
+    """Raise `NetworkError` before hours of training rather than after."""
+    size = preprocessing.image_size
+    # On a copy: a pass in training mode moves batch-norm statistics.
+    logits = graph.forward(copy.deepcopy(module).train(), torch.zeros(2, 3, size, size))
+    if logits.shape != (2, num_classes):
+        raise NetworkError(
+            f"expected one output for each of the {num_classes} classes, found outputs of shape {tuple(logits.shape)}"
+        )
 
 
 def shipped_folders() -> list[Path]:

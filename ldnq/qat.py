@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import ldnq
-from ldnq import baseline, checkpoints, formats, results, runtime, tensorboard
+from ldnq import checkpoints, formats, results, runtime, tensorboard
 from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages
 from ldnq.config import RunConfig, TrainedConfig
@@ -23,7 +23,7 @@ from ldnq.errors import CheckpointError, DataError, UsageError, keeping
 from ldnq.evaluation import Accuracy
 from ldnq.measurement import measure
 from ldnq.models import ModelFamily
-from ldnq.network import Network, build, decide_preprocessing, find_family, load_network
+from ldnq.network import Network, build, check_outputs, decide_preprocessing, find_family, load_network, start_from
 from ldnq.preparation import copied, start
 from ldnq.progress import headline
 from ldnq.quantized import QuantizationState, QuantizedModel
@@ -115,7 +115,7 @@ class Lesson:
             raise DataError(f"expected labelled images to train on, found none in dataset {dataset.name}")
         torch.manual_seed(wanted.recipe.seed)
         network, scratch = _find_network(wanted, family, data)
-        baseline.check_outputs(network.module, network.preprocessing, data.num_classes or 0)
+        check_outputs(network.module, network.preprocessing, data.num_classes or 0)
         return cls(wanted, data, network, scratch)
 
     def examples(self, device: torch.device) -> CalibrationImages:
@@ -158,7 +158,7 @@ def _find_network(wanted: QuantizedRun, family: ModelFamily, data: Data) -> tupl
     if wanted.init in (None, SCRATCH):
         return Network(module, asked.model, arguments, preprocessing, "random weights"), True
     path = Path(wanted.init)
-    baseline.start_from(module, _weights(path), str(path))
+    start_from(module, _weights(path), str(path))
     return Network(module, asked.model, arguments, preprocessing, str(path)), False
 
 

@@ -1,6 +1,7 @@
 """What a training learns from: images in memory, some of them held out, and a teacher."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
@@ -57,12 +58,20 @@ def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def load_teacher(network: NetworkConfig, options: DataConfig, data: Data, preprocessing: Preprocessing) -> nn.Module:
-    """The trained float `network`; raises `UsageError` where it does not see images by the student's `preprocessing`
-    or tells other classes apart."""
-    teacher = load_network(
-        replace(network, num_classes=network.num_classes or data.num_classes), options, data.family, data.num_classes
-    )
+def load_teacher(
+    network: NetworkConfig,
+    weights: Path,
+    model: str | None,
+    options: DataConfig,
+    data: Data,
+    preprocessing: Preprocessing,
+) -> nn.Module:
+    """The float network with these `weights`, `model` or the student's own; raises `UsageError` where it does not see
+    images by the student's `preprocessing`."""
+    if model:
+        network = NetworkConfig(model, num_classes=network.num_classes)
+    network = replace(network, checkpoint=str(weights), num_classes=network.num_classes or data.num_classes)
+    teacher = load_network(network, options, data.family, data.num_classes)
     for name in ("image_size", "mean", "std"):
         ours, theirs = getattr(preprocessing, name), getattr(teacher.preprocessing, name)
         if ours != theirs:

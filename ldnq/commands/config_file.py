@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TABLES = parts().keys()
+TABLES = {*parts(), "quantization", "training"}
 # What a run depends on or was called by, whether or not a command has an option for it: one file does for all commands.
 SHARED = set(option_names()) | {"command"}
 # They name files of this kind themselves.

@@ -9,6 +9,7 @@ import click
 from ldnq.commands import console, options
 from ldnq.commands.completion import complete
 from ldnq.commands.config_file import config_option, goes_on, resume_option
+from ldnq.commands.summary import summary
 from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig
 
 
@@ -73,27 +74,4 @@ def quantize_command(output: Path | None, resume: Path | None, curves: bool, **v
     if config.recipe.kbits == AUTO:
         rows = [(name, f"{w.codes.numel():,}", w.codebook.num_levels) for name, w in result.model.weights.items()]
         console.table(rows, ("parameter", "weights", "levels"), "Levels chosen")
-    console.table(_summary(result.metrics) + [("report", str(result.folder / "report.html"))])
-
-
-def _summary(metrics: dict) -> list[tuple[str, str]]:
-    rows = []
-    if metrics["teacher_top1"] is None:
-        rows.append(("accuracy", "not measured: no labelled test images"))
-    else:
-        rows.append(("float top-1 / top-5", _percent(metrics, "teacher")))
-        rows.append(("quantized top-1 / top-5", _percent(metrics, "quantized")))
-        rows.append(("top-1 drop", f"{metrics['top1_drop']:.2f} points"))
-    smaller = metrics["float_bytes"] / metrics["packed_bytes"]
-    rows.append(("size", f"{metrics['packed_bytes']:,} bytes, {smaller:.1f}x smaller than {metrics['float_bytes']:,}"))
-    rows.append(("bits a weight", f"{metrics['bits_per_weight']:.2f}"))
-    images = f"{metrics['calibration_samples']:,}"
-    if metrics["synthesized_samples"]:
-        images += f", and {metrics['synthesized_samples']:,} synthesized"
-    rows.append(("calibration images", images))
-    rows.append(("time", f"{metrics['seconds']:.1f} s, of which {metrics['quantizing_seconds']:.1f} s quantizing"))
-    return rows
-
-
-def _percent(metrics: dict, which: str) -> str:
-    return f"{metrics[f'{which}_top1']:.2f}% / {metrics[f'{which}_top5']:.2f}%"
+    console.table(summary(result.metrics) + [("report", str(result.folder / "report.html"))])

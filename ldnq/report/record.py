@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ldnq import curves
 from ldnq.details import Details
 from ldnq.errors import UsageError
 
@@ -23,7 +24,8 @@ DEFAULTS = {"command": None, "agreement": None}
 
 @dataclass(frozen=True)
 class Record:
-    """The run in folder `path`: its `config`, `metrics`, rows of `layers`, and `details` where it has left any.
+    """The run in folder `path`: its `config`, `metrics`, rows of `layers`, `details` where it has left any, and the
+    `curves` of a training, a row an epoch.
 
     `label` tells it from the runs it is compared with.
     """
@@ -33,6 +35,7 @@ class Record:
     metrics: Mapping[str, Any]
     rows: Sequence[Mapping[str, str]]
     details: Details | None
+    curves: Sequence[Mapping[str, float]] = ()
     label: str = ""
 
     @classmethod
@@ -48,9 +51,18 @@ class Record:
             if absent:
                 raise ValueError(f"no {min(absent)}")
         except (ValueError, IndexError, AttributeError) as error:
-            raise UsageError(f"expected a run written by 'ldnq quantize' in {path}, found other files") from error
-        details = path / "details.h5"
-        return cls(path, config, DEFAULTS | metrics, rows, Details.load(details) if details.is_file() else None)
+            raise UsageError(
+                f"expected a run written by 'ldnq quantize' or 'ldnq qat' in {path}, found other files"
+            ) from error
+        details, table = path / "details.h5", path / curves.FILE
+        return cls(
+            path,
+            config,
+            DEFAULTS | metrics,
+            rows,
+            Details.load(details) if details.is_file() else None,
+            curves.read(table) if table.is_file() else (),
+        )
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -64,8 +76,8 @@ class Record:
 
     @cached_property
     def errors(self) -> dict[str, float]:
-        """The relative reconstruction error of each layer."""
-        return {row["name"]: float(row["relative_error"]) for row in self.quantized}
+        """The relative reconstruction error of each layer that has one: those that were trained have none."""
+        return {row["name"]: float(row["relative_error"]) for row in self.quantized if row["relative_error"]}
 
     @property
     def float_layers(self) -> list[Mapping[str, str]]:

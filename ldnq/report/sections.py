@@ -6,9 +6,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ldnq.config import FLOAT
 from ldnq.details import Details, LayerDetails, Outcomes
 from ldnq.report import charts
 from ldnq.report.confusion import Changes, Confusion
+from ldnq.report.curves import accuracy_chart
 from ldnq.report.record import Record
 
 
@@ -18,6 +20,8 @@ def of(record: Record) -> dict[str, Any]:
     layers = details.layers if details else ()
     return {
         "levels": levels(record),
+        "trained": trained(record),
+        "curves": accuracy_chart(record.curves) if record.curves else None,
         "error_chart": error_chart([record]),
         "largest_error": max(record.errors.values(), default=0.0),
         "weights": [(layer, _weights(layer)) for layer in layers],
@@ -30,9 +34,28 @@ def of(record: Record) -> dict[str, Any]:
 
 
 def levels(record: Record) -> str:
-    """How many levels a layer has, from the fewest to the most."""
+    """How many levels a layer has, from the fewest to the most, in words."""
     numbers = sorted({int(row["kbits"]) for row in record.quantized})
-    return f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+    if not numbers:
+        return "float"
+    return f"{numbers[0]} to {numbers[-1]} levels" if len(numbers) > 1 else f"{numbers[0]} levels"
+
+
+def trained(record: Record) -> str | None:
+    """How a network came to be quantized that was trained so, in words."""
+    metrics = record.metrics
+    if "train_images" not in metrics:
+        return None
+    bits = [
+        f"{what} of {metrics[name]} bits" if metrics[name] > 1 else f"{what} of one bit"
+        for name, what in (("wbits", "weights"), ("abits", "activations"), ("gbits", "gradients"))
+        if metrics[name] is not None and metrics[name] < FLOAT
+    ]
+    stepped = ", the quantized weights stepped" if metrics["update"] == "quantized" else ""
+    return (
+        f"{', '.join([metrics['method'], *bits])}{stepped}; {metrics['epochs']} epochs on "
+        f"{metrics['train_images']:,} labelled images"
+    )
 
 
 def error_chart(records: Sequence[Record]) -> Markup | None:
@@ -62,8 +85,7 @@ def _iterations(layers: Sequence[LayerDetails]) -> Markup | None:
     """Error by iteration as a share of the first one, a line a layer, from blue at the input to red at the output."""
     series = []
     for position, layer in enumerate(layers):
-        first = float(layer.errors[0])
-        points = [(n, float(error) / first) for n, error in enumerate(layer.errors) if min(first, error) > 0]
+        points = [(n, error / layer.errors[0]) for n, error in enumerate(layer.errors.tolist()) if error > 0]
         if len(points) > 1:
             hue = 220 + 140 * position / max(1, len(layers) - 1)
             label = f"{layer.name}: {points[-1][1]:.3g} of the first error after {len(points) - 1} iterations"
