@@ -104,14 +104,14 @@ def check(model: QuantizedModel, form: Format, path: Path, images: Tensor) -> in
     written = torch.cat([opened.as_written(batch) for batch in batches]) if opened.as_written else found
     largest, difference = float(expected.abs().max()), (written - expected).abs().flatten(1).amax(1)
     # NaN is no small difference.
-    if not bool((difference <= (GRID_TOLERANCE if model.grids else TOLERANCE) * largest).all()):
+    if not bool((difference <= (GRID_TOLERANCE if model.rounds_activations else TOLERANCE) * largest).all()):
         image = int(difference.argmax())
         raise ExportError(
             f"the exported file differs from the network by {float(difference[image]):.3g} on image {image}, where "
             f"outputs are up to {largest:.3g}"
         )
     same = (found.argmax(1) == expected.argmax(1)).view(len(images), -1).all(1)
-    if not model.grids and not bool(same.all()):
+    if not model.rounds_activations and not bool(same.all()):
         raise ExportError(f"the exported file sees another class than the network on image {int(same.int().argmin())}")
     return int(same.sum())
 

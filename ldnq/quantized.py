@@ -140,6 +140,11 @@ class QuantizedModel:
                 )
 
     @property
+    def rounds_activations(self) -> bool:
+        """Whether values between layers are rounded too: what differs by little before may differ by a step after."""
+        return bool(self.grids or self.inputs)
+
+    @property
     def float_bytes(self) -> int:
         """Size of the network's parameters and buffers as stored for float inference."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.module.state_dict().values())

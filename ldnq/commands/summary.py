@@ -17,9 +17,10 @@ def summary(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("top-1 drop", f"{metrics['top1_drop']:.2f} points"))
     smaller = metrics["float_bytes"] / metrics["packed_bytes"]
     rows.append(("size", f"{metrics['packed_bytes']:,} bytes, {smaller:.1f}x smaller than {metrics['float_bytes']:,}"))
-    rows.append(("bits a weight", f"{metrics['bits_per_weight']:.2f}"))
+    rows.append(("bits a weight", f"{metrics['bits_per_weight']:.2f}" if metrics["kbits"] else "32, none is quantized"))
     rows.append(_images(metrics))
-    rows.append(("time", f"{metrics['seconds']:.1f} s, of which {metrics['quantizing_seconds']:.1f} s quantizing"))
+    doing = "training" if "train_images" in metrics else "quantizing"
+    rows.append(("time", f"{metrics['seconds']:.1f} s, of which {metrics['quantizing_seconds']:.1f} s {doing}"))
     return rows
 
 

@@ -84,7 +84,7 @@ class Onnx(Format):
         image = proto.graph.input[0].type.tensor_type.shape.dim[1:]
         nothing = np.zeros((1, *(entry.dim_value for entry in image)), np.float32)
         weights = _session(proto.SerializeToString()).run(list(model.weights), {"input": nothing})
-        as_written = _forward(_session(path.read_bytes(), optimize=False)) if model.grids else None
+        as_written = _forward(_session(path.read_bytes(), optimize=False)) if model.rounds_activations else None
         found = {name: torch.from_numpy(weight) for name, weight in zip(model.weights, weights)}
         return Opened(found, _forward(_session(path.read_bytes())), as_written)
 

@@ -65,9 +65,8 @@ def with_inputs(module: nn.Module, quantizers: Mapping[str, InputQuantizer]) -> 
     for name, quantizer in quantizers.items():
         layer = _layer(module, name)
         if type(layer) not in ROUNDED:
-            raise NetworkError(
-                f"the inputs of {name}, {type(layer).__name__}, cannot be rounded: expected a plain layer"
-            )
+            found = type(layer).__name__
+            raise NetworkError(f"expected a Conv2d or Linear layer {name} to round the inputs of, found {found}")
         layer.__class__ = ROUNDED[type(layer)]
         layer.inputs = quantizer.to(layer.weight.device)
     return module

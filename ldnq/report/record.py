@@ -51,9 +51,7 @@ class Record:
             if absent:
                 raise ValueError(f"no {min(absent)}")
         except (ValueError, IndexError, AttributeError) as error:
-            raise UsageError(
-                f"expected a run written by 'ldnq quantize' or 'ldnq qat' in {path}, found other files"
-            ) from error
+            raise UsageError(f"expected a run of 'ldnq quantize' or 'ldnq qat' in {path}, found other files") from error
         details, table = path / "details.h5", path / curves.FILE
         return cls(
             path,
