@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import ldnq
 from ldnq import checkpoints, graph, runtime, tensorboard
 from ldnq.augmentation import SMALL, Augmentation
+from ldnq.complexity import complexity, in_words
 from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, in_memory
@@ -105,6 +106,7 @@ def _train(baseline: Baseline) -> dict[str, Any]:
     _check_outputs(module, preprocessing, data.num_classes or 0)
     fabric = runtime.start(config.runtime, training=True)
     headline(f"{config.network.model} on {data.family.name}")
+    log.info("%s", in_words(complexity(module, preprocessing.image_size)))
     images, labels = _load(data, preprocessing, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, data.family.flip)
     subject = f"{config.network.model} {model_args} on {data.family.name} {data.training.fingerprint()} as "

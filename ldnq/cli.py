@@ -21,6 +21,7 @@ COMMANDS = (
     "sensitivity",
     "evaluate",
     "inspect",
+    "complexity",
     "report",
     "export",
     "sample",
