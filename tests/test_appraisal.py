@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import ldnq as package
 from ldnq import formats, pipeline
