@@ -12,8 +12,10 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from ldnq import baseline, measurement, pipeline
+from ldnq.appraisal import complexity_of
 from ldnq.baseline import Baseline
 from ldnq.calibration import CalibrationSet, load_or_draw
+from ldnq.complexity import LayerComplexity
 from ldnq.config import COMPARISON, KBITS, DataConfig, NetworkConfig, RunConfig, option_names
 from ldnq.data import load_data
 from ldnq.datasets import datasets
@@ -133,6 +135,24 @@ def sweep(
     """Runs of every network with every number of levels and so many draws, as `ldnq sweep`: what they come to."""
     config = _config(options | {"model": models[0], "kbits": kbits[0]})
     return Sweep(config, models, kbits, range(seeds), Path(output))()
+
+
+def complexity(
+    model: str,
+    *,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    own: str | None = None,
+    **model_args: Any,
+) -> list[LayerComplexity]:
+    """Multiply-accumulates of one image and parameters of every layer, as `ldnq complexity` counts them: of a network
+    by name with `model_args`, or of a checkpoint or a run's folder, whose network may be the factory `own`.
+
+    >>> from ldnq import api
+    >>> sum(layer.macs for layer in api.complexity("resnet20", width=32))
+    161318144
+    """
+    return complexity_of(model, model_args, num_classes, image_size, own)
 
 
 def export(

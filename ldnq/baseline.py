@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import ldnq
 from ldnq import checkpoints, runtime, tensorboard
 from ldnq.augmentation import Augmentation
+from ldnq.complexity import complexity, in_words
 from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.registry import DatasetFamily
@@ -104,6 +105,7 @@ def _train(baseline: Baseline) -> dict[str, Any]:
     check_outputs(module, preprocessing, data.num_classes or 0)
     fabric = runtime.start(config.runtime, training=True)
     headline(f"{config.network.model} on {data.family.name}")
+    log.info("%s", in_words(complexity(module, preprocessing.image_size)))
     found = training_images(data, preprocessing, recipe, config.runtime.workers)
     augmentation = Augmentation(preprocessing.image_size, data.family.flip)
     subject = f"{config.network.model} {model_args} on {data.family.name} {data.training.fingerprint()} as "

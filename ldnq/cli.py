@@ -22,6 +22,7 @@ COMMANDS = (
     "sensitivity",
     "evaluate",
     "inspect",
+    "complexity",
     "report",
     "export",
     "sample",

@@ -82,7 +82,7 @@ def find_layers(module: nn.Module, example: Tensor) -> tuple[list[Layer], list[S
             skipped.append(SkippedLayer(name, type(child).__name__, tuple(weight.shape), reason))
         else:
             owners[weight] = name
-            layers.append(Layer(name, _kind(child), tuple(weight.shape), getattr(child, "groups", 1), calls[name]))
+            layers.append(Layer(name, kind(child), tuple(weight.shape), getattr(child, "groups", 1), calls[name]))
     return layers, skipped
 
 
@@ -205,8 +205,9 @@ def _own_matrix(child: nn.Module) -> Tensor | None:
     return next((p for p in child.parameters(recurse=False) if p is not None and p.dim() >= 2), None)
 
 
-def _kind(child: nn.Module) -> str:
-    return next(kind for base, kind in KINDS.items() if isinstance(child, base))
+def kind(child: nn.Module) -> str:
+    """The word for a layer of `KINDS`, for any other module its class's name."""
+    return next((kind for base, kind in KINDS.items() if isinstance(child, base)), type(child).__name__)
 
 
 def _why_float(child: nn.Module, calls: int, owner: str | None) -> str:

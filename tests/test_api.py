@@ -45,6 +45,7 @@ def test_every_command_has_its_function(workdir, monkeypatch):
     run = next((workdir / "sweep").glob("*-k9-s0"))
     assert api.report(run, output="again.html").read_text().startswith("<!doctype html>")
     exported = api.export(run, "state.pt", "torch", **data | {"model": model})
+    assert [layer.name for layer in api.complexity(str(run), own=model)] == ["0", "1", "3"]
     assert (exported.agreed, exported.bytes) == (exported.checked, (workdir / "state.pt").stat().st_size)
 
 

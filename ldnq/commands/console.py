@@ -64,4 +64,4 @@ def table(rows: list[tuple], columns: tuple[str, ...] = (), title: str | None = 
 
 
 def _is_number(text: object) -> bool:
-    return str(text).strip("-+.%0123456789e ") == ""
+    return str(text).strip("-+.,%0123456789e ") == ""

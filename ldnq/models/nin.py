@@ -77,7 +77,7 @@ class NetworkInNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stage3(self.stage2(self.stage1(x)))

@@ -22,6 +22,7 @@ def test_training_writes_weights_with_a_model_card(trained):
     )
     losses = [float(line.rsplit(" ", 1)[1]) for line in trained.log.splitlines() if line.startswith("epochs ")]
     assert len(losses) == 8
+    assert "8.48 k parameters, 397.25 k multiply-accumulates an image" in trained.log
     assert losses[-1] < losses[0] / 2
 
 

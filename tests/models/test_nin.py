@@ -1,6 +1,6 @@
 """Networks in Network have the sizes that the binary networks' repositories print, and the order of their layers."""
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import onnxruntime
@@ -96,7 +96,7 @@ def test_a_network_computes_what_its_text_says(norm_first, side):
 
 def test_every_group_of_a_grouped_layer_sees_every_group_of_the_one_before():
     convs = [(block.conv, dict(block.named_children()).get("shuffle")) for block in blocks(build("nin-gc"))]
-    for (before, _), (conv, shuffle) in itertools.pairwise(convs):
+    for (before, _), (conv, shuffle) in pairwise(convs):
         sources = torch.arange(before.groups).repeat_interleave(before.out_channels // before.groups).view(1, -1, 1, 1)
         seen = (shuffle(sources) if shuffle else sources).view(conv.groups, -1)
         assert all(len(set(group.tolist())) == before.groups for group in seen)
