@@ -1,10 +1,12 @@
 """What a training learns from: images in memory, some of them held out, and a teacher."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from ldnq import graph
 from ldnq.augmentation import SMALL
 from ldnq.config import DataConfig, NetworkConfig
 from ldnq.data import Data
@@ -58,16 +60,17 @@ def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_teacher(network: NetworkConfig, options: DataConfig, data: Data, preprocessing: Preprocessing) -> nn.Module:
-    """The trained float `network`; raises `UsageError` where it does not see images by the student's `preprocessing`
-    or tells other classes apart."""
-    teacher = load_network(
-        replace(network, num_classes=network.num_classes or data.num_classes), options, data.family, data.num_classes
-    )
+    """The trained float `network`; raises `UsageError` where it does not see images by `preprocessing`, or tells other
+    classes apart than those of `data`."""
+    teacher = load_network(network, options, data.family, data.num_classes)
     for name in ("image_size", "mean", "std"):
         ours, theirs = getattr(preprocessing, name), getattr(teacher.preprocessing, name)
         if ours != theirs:
             option = name.replace("_", "-")
-            raise UsageError(
-                f"expected a teacher with the {option} {ours} of the network, found {theirs}: see --{option}"
-            )
+            raise UsageError(f"expected a teacher of {option} {ours}, as the network, found {theirs}: see --{option}")
+    size = preprocessing.image_size
+    logits = graph.forward(teacher.module, torch.zeros(2, 3, size, size))
+    if logits.shape != (2, data.num_classes):
+        found = tuple(logits.shape[1:])
+        raise UsageError(f"expected a teacher of {data.num_classes} classes, found one with outputs of shape {found}")
     return teacher.module
