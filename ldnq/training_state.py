@@ -17,7 +17,9 @@ def write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
-    """The values in `path`, tensors on `device`; raises `CheckpointError` where it cannot be read."""
+    """The values in `path`, tensors on `device`; raises `CheckpointError` where it is gone or damaged."""
+    if not path.exists():
+        raise CheckpointError(f"{path} is gone, which the training has written: use another --output")
     try:
         return dict(torch.load(path, map_location=device, weights_only=True))
     except Exception as error:  # damaged files make torch fail in many ways

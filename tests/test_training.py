@@ -236,6 +236,38 @@ def test_the_best_epoch_is_that_of_the_images_held_out(tmp_path):
     assert _equal(checkpoints.read(tmp_path / "best.pt")[0], kept[best])
 
 
+def test_the_best_of_an_average_is_an_average(tmp_path):
+    trainer, averages = _trainer(tmp_path, {"ema": 0.9, "keep": "best"}), {}
+    save = trainer._save
+
+    def remember():
+        save()
+        averages[trainer.epoch] = _values(trainer.average.module)
+
+    trainer._save = remember
+    trainer.run()
+    best = min(trainer.rows, key=lambda row: row["loss"])["epoch"]
+    assert _equal(_values(trainer.module), averages[best])
+
+
+def test_best_weights_that_are_gone_are_said(tmp_path):
+    _trainer(tmp_path, {"keep": "best"}).run()
+    (tmp_path / "best.pt").unlink()
+    again = _trainer(tmp_path, {"keep": "best"})
+    again.resume()
+    with pytest.raises(CheckpointError, match=r"best.pt is gone, which the training has written: use another --output"):
+        again.run()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_algorithms_are_deterministic_while_it_lasts(tmp_path, deterministic):
+    trainer, found = _trainer(tmp_path, {"deterministic": deterministic}), set()
+    trainer.before_step = lambda: found.add(torch.are_deterministic_algorithms_enabled())
+    trainer.run()
+    assert found == {deterministic}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_without_images_held_out_the_last_epoch_alone_is_written(tmp_path):
     _trainer(tmp_path).run()
     assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "training.csv", "curves.svg"}
