@@ -17,6 +17,7 @@ from ldnq.config import RunConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.registry import DatasetFamily
 from ldnq.errors import DataError, UsageError, keeping
+from ldnq.evaluation import Accuracy
 from ldnq.files import write_json
 from ldnq.measurement import measure
 from ldnq.models.registry import ModelFamily
@@ -85,6 +86,7 @@ def train(baseline: Baseline) -> dict[str, Any]:
     Raises `UsageError` where another run is writing to the folder, or where it holds the weights of one that ended and
     nothing to go on from.
     """
+    baseline.recipe.check_teacher(baseline.teacher is not None)
     folder = RunFolder.create(baseline.weights.parent)
     with folder.alone():
         if not baseline.state.exists():
@@ -103,23 +105,21 @@ def _train(baseline: Baseline) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     module, model_args = _start(config, data, baseline.init)
     check_outputs(module, preprocessing, data.num_classes or 0)
-    fabric = runtime.start(config.runtime, training=True)
-    headline(f"{config.network.model} on {data.family.name}")
-    log.info("%s", in_words(complexity(module, preprocessing.image_size)))
-    found = training_images(data, preprocessing, recipe, config.runtime.workers)
-    augmentation = Augmentation(preprocessing.image_size, data.family.flip)
-    subject = f"{config.network.model} {model_args} on {data.family.name} {data.training.fingerprint()} as "
-    subject += f"{preprocessing}" + (f" from {baseline.init.name}" if baseline.init else "")
-    subject += f" by {baseline.teacher.name}" if baseline.teacher else ""
     teacher = baseline.teacher and load_teacher(
         config.network, baseline.teacher, baseline.teacher_model, config.data, data, preprocessing
     )
+    subject = f"{config.network.model} {model_args} on {data.family.name} {data.training.fingerprint()} as "
+    subject += f"{preprocessing}" + (f" from {baseline.init.name}" if baseline.init else "")
+    subject += f" by {baseline.teacher.name}" if baseline.teacher else ""
+    fabric = runtime.start(config.runtime, training=True)
+    headline(f"{config.network.model} on {data.family.name}")
+    log.info("%s", in_words(complexity(module, preprocessing.image_size)))
+    learned = training_images(data, preprocessing, recipe, config.runtime.workers)
+    augmentation = Augmentation(preprocessing.image_size, data.family.flip)
+    test = partial(_measure, data=data, preprocessing=preprocessing, config=config)
     trainer = Trainer(
-        module, found.images, found.labels, preprocessing, augmentation, recipe, fabric, baseline.state, subject,
-        baseline.compiled, teacher=teacher, held_out=found.held_out,
-        test=partial(
-            measure, data=data, preprocessing=preprocessing, config=config.runtime, fabric=fabric, description="testing"
-        ),
+        module, learned.images, learned.labels, preprocessing, augmentation, recipe, fabric, baseline.state, subject,
+        baseline.compiled, teacher=teacher, held_out=learned.held_out, test=test,
     )  # fmt: skip
     if trainer.resume():
         baseline.write_config()
@@ -135,9 +135,10 @@ def _train(baseline: Baseline) -> dict[str, Any]:
         "model": config.network.model,
         "model_args": model_args,
         **_description(data, preprocessing),
+        "train_images": len(learned.images),
         "recipe": asdict(recipe),
         "command": baseline.command,
-        **_accuracy(module, data, preprocessing, config),
+        **_accuracy(test(module)),
         "ldnq": ldnq.__version__,
         "torch": torch.__version__,
     }
@@ -168,16 +169,18 @@ def _start(config: RunConfig, data: Data, init: Path | None) -> tuple[nn.Module,
 def _description(data: Data, preprocessing: Preprocessing) -> dict[str, Any]:
     return {
         "dataset": data.family.name,
-        "train_images": len(data.training),
         "num_classes": data.num_classes,
         "class_names": list(data.class_names),
         "preprocessing": preprocessing.to_dict(),
     }
 
 
-def _accuracy(module: nn.Module, data: Data, preprocessing: Preprocessing, config: RunConfig) -> dict[str, Any]:
+def _measure(module: nn.Module, data: Data, preprocessing: Preprocessing, config: RunConfig) -> Accuracy | None:
     fabric = runtime.start(config.runtime)
-    accuracy = measure(module, data, preprocessing, config.runtime, fabric, "evaluating")
+    return measure(module, data, preprocessing, config.runtime, fabric, "evaluating")
+
+
+def _accuracy(accuracy: Accuracy | None) -> dict[str, Any]:
     return {
         "top1": accuracy and accuracy.top1,
         "top5": accuracy and accuracy.top5,

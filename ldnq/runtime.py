@@ -5,13 +5,16 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 
 from ldnq.config import RuntimeConfig
 from ldnq.errors import NetworkError, UsageError
+
+# Without a workspace of its own cuBLAS adds up in any order; torch asks for this in its deterministic mode.
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
@@ -22,7 +25,7 @@ def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     accelerator, devices = _accelerator(options.device)
     mixed = options.precision == "bf16" or (training and mixes_in_training(accelerator, options))
-    precision = "bf16-mixed" if mixed else "32-true"
+    precision: Literal["16-mixed", "bf16-mixed", "32-true"] = "bf16-mixed" if mixed else "32-true"
     if options.precision == "16":
         if accelerator == "cpu":
             raise UsageError("expected a CUDA device for precision 16, got a CPU: use --precision bf16, or 32")
@@ -48,8 +51,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
         yield
         return
     mode, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn
-    # cuBLAS reads it when it is first called.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    own = os.environ.get(CUBLAS)
+    os.environ[CUBLAS] = own or ":4096:8"
     torch.set_deterministic_debug_mode("error")
     try:
         with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
@@ -61,6 +64,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
         raise NetworkError(f"{message}: train without --deterministic, or with --device cpu") from error
     finally:
         torch.set_deterministic_debug_mode(mode)
+        if own is None:
+            del os.environ[CUBLAS]
 
 
 def mixes_in_training(device: str, options: RuntimeConfig) -> bool:

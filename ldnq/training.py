@@ -11,20 +11,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 
-from ldnq import curves, runtime, tensorboard
+from ldnq import curves, runtime, tensorboard, training_state
 from ldnq.augmentation import Augmentation
-from ldnq.errors import CheckpointError, TrainingError, UsageError
+from ldnq.errors import TrainingError, UsageError
 from ldnq.evaluation import Accuracy, loss_and_top1
-from ldnq.files import replacing
 from ldnq.losses import objective
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import say, track
 from ldnq.report.curves import write_chart
 from ldnq.schedules import Schedule
 from ldnq.soundness import LossWatch, first_unsound
-from ldnq.training_recipe import OF_TEACHER, TrainingRecipe
-
-__all__ = ["Trainer", "TrainingRecipe"]
+from ldnq.training_recipe import TrainingRecipe
 
 
 def _nothing() -> None:
@@ -68,15 +65,12 @@ class Trainer:
         self.steps = len(self.images) // recipe.batch_size
         if self.steps == 0:
             raise UsageError(f"expected at least {recipe.batch_size} images to train on, got {len(self.images)}")
-        if self.teacher is None and (unread := recipe.changed() & set(OF_TEACHER)):
-            raise UsageError(f"expected --teacher FILE with --{min(unread)}, got no teacher")
+        recipe.check_teacher(self.teacher is not None)
         self.module.to(self.fabric.device).to(memory_format=torch.channels_last)
         if self.teacher:
             self.teacher.to(self.fabric.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.optimizer = _optimizer(self.parameters or [{"params": list(self.module.parameters())}], recipe)
         self.schedule = Schedule(self.optimizer, recipe, self.steps)
-        # Scales the losses of 16-bit floats, and skips steps whose gradients overflow.
-        self.stepper = self.fabric.setup_optimizers(self.optimizer)
         self.average = None
         if recipe.ema:
             self.average = AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
@@ -95,16 +89,8 @@ class Trainer:
         """Go on from `state` where it exists; raises `CheckpointError` where it belongs to another run."""
         if not self.state.exists():
             return False
-        try:
-            saved = torch.load(self.state, map_location=self.fabric.device, weights_only=True)
-            theirs = {"training": saved["subject"]} | saved["recipe"]
-        except Exception as error:  # damaged files make torch fail in many ways
-            raise CheckpointError(f"{self.state} is damaged: remove it, or use another --output") from error
-        ours = {"training": self.subject} | asdict(self.recipe)
-        for name in ours:
-            if (found := theirs.get(name)) != ours[name]:
-                other = name.replace("_", " ")
-                raise CheckpointError(f"{self.state} is of {other} {found}, not of {ours[name]}: use another --output")
+        saved = training_state.read(self.state, self.fabric.device)
+        training_state.check_same(self.state, saved.get("run"), self._identity())
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         self.epoch, self.rows, self.best = saved["epoch"], saved["rows"], saved["best"]
@@ -119,7 +105,7 @@ class Trainer:
                 self.epoch += 1
                 self._finish_epoch(row)
         if self.recipe.keep == "best":
-            self.module.load_state_dict(self._read_best())
+            self.module.load_state_dict(training_state.read(self.best_file, self.fabric.device)["state_dict"])
         elif self.average:
             self.module.load_state_dict(self.average.module.state_dict())
         curves.write(self.state.with_name(curves.FILE), self.rows)
@@ -173,8 +159,9 @@ class Trainer:
         self.before_step()
         if self.recipe.clip:
             # Gradients that overflow are found by who scales them, or by the weights' check.
-            self.fabric.clip_gradients(self.module, self.stepper, max_norm=self.recipe.clip, error_if_nonfinite=False)
-        self.stepper.step()
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.recipe.clip, error_if_nonfinite=False)
+        # Where losses of 16-bit floats are scaled, a step whose gradients overflow is left out.
+        self.fabric.strategy.optimizer_step(self.optimizer)
         self.after_step()
         if self.average:
             self.average.update_parameters(self.module)
@@ -195,7 +182,7 @@ class Trainer:
         if self.best is None or decisive < self.best["loss"]:
             self.best = {"epoch": self.epoch, "loss": decisive}
             if self.held_out or self.recipe.keep == "best":
-                _save(self.best_file, {**self.best, "state_dict": self.network.state_dict()})
+                training_state.write(self.best_file, {**self.best, "state_dict": self.network.state_dict()})
         self._save()
         curves.write(self.state.with_name(curves.FILE), self.rows)
         curves.log(row)
@@ -205,27 +192,16 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """All that has a state to save, by name."""
-        parts = {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}
+        parts: dict[str, Any] = {"module": self.module, "optimizer": self.optimizer, "schedule": self.schedule}
         parts |= {"average": self.average} if self.average else {}
         return parts | {"precision": self.fabric.strategy.precision}
 
+    def _identity(self) -> dict[str, Any]:
+        return {"training": self.subject} | asdict(self.recipe)
+
     def _save(self) -> None:
-        state = {"subject": self.subject, "recipe": asdict(self.recipe)}
-        state |= {"epoch": self.epoch, "rows": self.rows, "best": self.best}
-        _save(self.state, state | {name: part.state_dict() for name, part in self._parts().items()})
-
-    def _read_best(self) -> dict[str, Tensor]:
-        try:
-            return torch.load(self.best_file, map_location=self.fabric.device, weights_only=True)["state_dict"]
-        except Exception as error:  # as above
-            raise CheckpointError(
-                f"expected the best weights in {self.best_file}, found none that can be read: use another --output"
-            ) from error
-
-
-def _save(path: Path, values: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        torch.save(values, temporary)
+        state: dict[str, Any] = {"run": self._identity(), "epoch": self.epoch, "rows": self.rows, "best": self.best}
+        training_state.write(self.state, state | {name: part.state_dict() for name, part in self._parts().items()})
 
 
 def _optimizer(groups: list[dict[str, Any]], recipe: TrainingRecipe) -> torch.optim.Optimizer:

@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from ldnq import graph
 from ldnq.augmentation import SMALL
 from ldnq.config import DataConfig, NetworkConfig
 from ldnq.data import Data
@@ -67,7 +69,7 @@ def load_teacher(
     preprocessing: Preprocessing,
 ) -> nn.Module:
     """The float network with these `weights`, `model` or the student's own; raises `UsageError` where it does not see
-    images by the student's `preprocessing`."""
+    images by the student's `preprocessing`, or tells other classes apart than those of `data`."""
     if model:
         network = NetworkConfig(model, num_classes=network.num_classes)
     network = replace(network, checkpoint=str(weights), num_classes=network.num_classes or data.num_classes)
@@ -76,7 +78,10 @@ def load_teacher(
         ours, theirs = getattr(preprocessing, name), getattr(teacher.preprocessing, name)
         if ours != theirs:
             option = name.replace("_", "-")
-            raise UsageError(
-                f"expected a teacher with the {option} {ours} of the network, found {theirs}: see --{option}"
-            )
+            raise UsageError(f"expected a teacher of {option} {ours}, as the network, found {theirs}: see --{option}")
+    size = preprocessing.image_size
+    logits = graph.forward(teacher.module, torch.zeros(2, 3, size, size))
+    if logits.shape != (2, data.num_classes):
+        found = tuple(logits.shape[1:])
+        raise UsageError(f"expected a teacher of {data.num_classes} classes, found one with outputs of shape {found}")
     return teacher.module

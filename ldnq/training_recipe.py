@@ -96,6 +96,11 @@ class TrainingRecipe:
         """The epochs, or parts of them, after which the rate of the schedule 'step' falls."""
         return tuple(place * self.epochs if place < 1 else place for place in self.milestones or MILESTONES)
 
+    def check_teacher(self, there: bool) -> None:
+        """Raise `UsageError` where the recipe has options for a teacher and there is none."""
+        if not there and (unread := self.changed() & set(OF_TEACHER)):
+            raise UsageError(f"expected --teacher FILE with --{min(unread)}, got no teacher")
+
     def changed(self) -> set[str]:
         """The names of the fields that are not at their defaults."""
         return {entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default}

@@ -14,7 +14,7 @@ ROWS = [
     ["errors"],
     ["config", "registry", "files", "progress", "extras"],
     ["hdf5", "tensorboard", "soundness", "losses", "training_recipe"],
-    ["details", "curves", "schedules"],
+    ["details", "curves", "schedules", "training_state"],
     ["codebook", "grid", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
     ["live"],
     ["walk", "curvature", "products", "complexity"],

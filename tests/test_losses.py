@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldnq.losses import divergence, relative_error
+from ldnq.losses import divergence, objective, relative_error
 
 
 def test_the_divergence_is_that_of_the_softened_classes():
@@ -23,3 +23,18 @@ def test_outputs_without_classes_are_compared_by_their_values():
     assert float(relative_error(ours, theirs)) == pytest.approx(
         float(F.mse_loss(ours, theirs) * 6 / theirs.norm() ** 2)
     )
+
+
+def test_the_objective_is_torchs_cross_entropy_with_smoothed_labels():
+    outputs, labels = torch.randn(6, 5), torch.randint(5, (6,))
+    assert torch.equal(objective(outputs, labels), F.cross_entropy(outputs, labels))
+    smooth = 0.8 * F.one_hot(labels, 5) + 0.2 / 5
+    expected = -(smooth * outputs.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(objective(outputs, labels, label_smoothing=0.2), expected)
+
+
+def test_a_teacher_takes_its_share_of_the_objective():
+    outputs, targets, labels = torch.randn(6, 5), torch.randn(6, 5), torch.randint(5, (6,))
+    softened = F.kl_div((outputs / 4).log_softmax(1), (targets / 4).softmax(1), reduction="batchmean") * 16
+    expected = 0.3 * F.cross_entropy(outputs, labels) + 0.7 * softened
+    torch.testing.assert_close(objective(outputs, labels, 0.0, targets, 0.7, 4.0), expected)

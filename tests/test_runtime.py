@@ -1,9 +1,11 @@
+import os
+
 import pytest
 import torch
 
 from ldnq import runtime
 from ldnq.config import RuntimeConfig
-from ldnq.errors import UsageError
+from ldnq.errors import NetworkError, UsageError
 
 
 def _product_dtype(fabric):
@@ -46,3 +48,40 @@ def test_threads_are_set():
 @pytest.mark.gpu
 def test_auto_takes_the_gpu():
     assert runtime.start(RuntimeConfig()).device.type == "cuda"
+
+
+def test_sixteen_bits_need_a_gpu_and_are_not_for_quantizing():
+    with pytest.raises(UsageError, match="expected a CUDA device for precision 16, got a CPU: use --precision bf16"):
+        runtime.start(RuntimeConfig(device="cpu", precision="16"), training=True)
+    with pytest.raises(UsageError, match="expected precision auto, 32 or bf16, got 16"):
+        runtime.autocast(runtime.start(RuntimeConfig(device="cpu")), RuntimeConfig(precision="16"))
+
+
+def _settings():
+    cudnn = torch.backends.cudnn
+    return (
+        torch.get_deterministic_debug_mode(), cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32,
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    )  # fmt: skip
+
+
+def test_what_is_deterministic_ends_with_the_block():
+    before = _settings()
+    with runtime.deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert _settings() == before
+    with runtime.deterministic(False):
+        assert _settings() == before
+
+
+def test_what_cannot_be_deterministic_is_named():
+    before = _settings()
+    expected = r"^put_ does not have a deterministic .*: train without --deterministic"
+    with pytest.raises(NetworkError, match=expected) as error, runtime.deterministic(True):
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    assert "\n" not in str(error.value)
+    assert _settings() == before
+    with pytest.raises(RuntimeError, match="something else"), runtime.deterministic(True):
+        raise RuntimeError("something else")

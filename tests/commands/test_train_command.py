@@ -11,7 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from ldnq import checkpoints
+from ldnq import checkpoints, curves
 
 NAME = "tiny_network.build-digits.safetensors"
 
@@ -98,3 +98,69 @@ def test_what_cannot_be_resumed_is_said(ldnq, workdir, words, said):
     (workdir / "one/config.json").write_text(json.dumps({"network": {"model": "resnet20"}}))
     result = ldnq("train", *words)
     assert (result.code, result.err) == (2, f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--optimizer adam --lr 0.01 --momentum 0.8 --schedule cosine --warmup 0.5 --label-smoothing 0.1 --ema 0.5 "
+        "--clip 1 --hold-out 0.1 --keep best --test-every 1 --deterministic --tensorboard",
+        "--schedule step --milestones 0.4,0.8 --gamma 0.2 --distillation 0.3 --temperature 2 --teacher TEACHER",
+        "--schedule plateau --patience 0 --gamma 0.5 --hold-out 0.2 --teacher TEACHER --teacher-model "
+        "tiny_network:build",
+        "--schedule constant --precision bf16 --seed 3 --half",
+    ],
+    ids=["average", "step", "plateau", "constant"],
+)
+def test_an_epoch_with_every_option(ldnq, tiny, trained, workdir, words):
+    options = words.replace("TEACHER", str(trained.weights)).split()
+    first = [*tiny[:2], "--dataset", "digits", "--image-size", 32, "--batch-size", 32, "--epochs", 1, "--threads", 1]
+    precision = [] if "--precision" in options else ["--precision", 32]
+    result = ldnq("train", *first, *precision, *options, "--output", "run")
+    assert result.code == 0, result.err
+    tensors, card = checkpoints.read(workdir / "run" / NAME)
+    assert card["top1"] is not None
+    rows = curves.read(workdir / "run/training.csv")
+    assert [row["epoch"] for row in rows] == [1]
+    assert rows[0]["test_top1"] == pytest.approx(card["top1"], abs=0.3 if "--half" in options else 1e-3)
+    assert ("held_out_top1" in rows[0]) == ("--hold-out" in options) == (workdir / "run/best.pt").exists()
+    assert (workdir / "run/curves.svg").read_text().startswith("<svg")
+    # The folder says all that the run was asked for: from there it ends with the same weights.
+    (workdir / "run" / NAME).unlink()
+    (workdir / "run/state.pt").unlink()
+    again = ldnq("train", "--resume", "run")
+    assert again.code == 0, again.err
+    assert checkpoints.read(workdir / "run" / NAME)[1] == card
+    assert all(
+        torch.equal(tensor, tensors[name]) for name, tensor in checkpoints.read(workdir / "run" / NAME)[0].items()
+    )
+
+
+def test_images_held_out_are_no_part_of_the_card(ldnq, options, workdir, trained):
+    assert ldnq("train", *options, "--hold-out", 0.5, "--output", "run").code == 0
+    half, whole = (checkpoints.read(path)[1]["train_images"] for path in (workdir / "run" / NAME, trained.weights))
+    assert half == whole - round(whole / 2)
+    best = ldnq("evaluate", *options[:2], "--model-arg", "width=10", "--checkpoint", "run/best.pt", *options[2:6])
+    assert best.code == 0, best.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--schedule", "step", "--milestones", "1,x"], "Invalid value for '--milestones': expected comma-separated"),
+        (["--patience", 3], "expected --patience with --schedule plateau, got schedule one-cycle"),
+        (["--temperature", 3], "expected --teacher FILE with --temperature, got no teacher"),
+        (["--teacher-model", "resnet20"], "expected --teacher FILE with --teacher-model, got no weights"),
+        (["--teacher", "nowhere.safetensors"], "no checkpoint nowhere.safetensors: expected a file of weights"),
+        (["--teacher", "WEIGHTS", "--teacher-model", "resnet20"], "belongs to another network"),
+        (["--precision", "16", "--device", "cpu"], "expected a CUDA device for precision 16, got a CPU"),
+        (["--ema", 1], "expected ema of at least 0 and below 1, got 1.0"),
+        (["--hold-out", 0.999], "expected at least 128 images to train on, got"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_cannot_be_trained_so_is_said_in_one_line(ldnq, tiny, trained, words, said):
+    words = [str(trained.weights) if word == "WEIGHTS" else word for word in words]
+    result = ldnq("train", *tiny[:2], "--dataset", "digits", "--image-size", 32, *words, "--output", "run")
+    assert result.code == 2
+    assert said in result.err.splitlines()[-1]
