@@ -7,7 +7,7 @@ as `ldnq.api.export(…)`.
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
 
@@ -16,20 +16,25 @@ from ldnq.appraisal import complexity_of
 from ldnq.baseline import Baseline
 from ldnq.calibration import CalibrationSet, load_or_draw
 from ldnq.complexity import LayerComplexity
-from ldnq.config import COMPARISON, KBITS, DataConfig, NetworkConfig, RunConfig, option_names
+from ldnq.config import COMPARISON, KBITS, DataConfig, NetworkConfig, RunConfig, TrainedConfig, option_names
 from ldnq.data import load_data
 from ldnq.datasets import datasets
 from ldnq.errors import UsageError
 from ldnq.export import Exported, export_checkpoint
 from ldnq.formats import formats
+from ldnq.qat import QuantizedRun
+from ldnq.qat import train as train_quantized
 from ldnq.quantized import QuantizedModel
 from ldnq.registry import unknown_name
 from ldnq.report import write_comparison, write_report
+from ldnq.results import RunResult
 from ldnq.sensitivity import Sensitivity
 from ldnq.survey import survey
 from ldnq.sweep import Sweep
 from ldnq.tables import Summary
 from ldnq.training_recipe import TrainingRecipe
+
+T = TypeVar("T")
 
 
 @overload
@@ -100,13 +105,44 @@ def train(
 
     `options` are those of the command: of the data and the machine, and the fields of `TrainingRecipe`.
     """
-    names = {entry.name for entry in fields(TrainingRecipe)}
-    recipe = TrainingRecipe(**{name: value for name, value in options.items() if name in names})
-    config = _config({"model": model} | {name: options[name] for name in options.keys() - (names - {"batch_size"})})
+    recipe, rest = _taken(TrainingRecipe, options)
+    config = _config({"model": model, "batch_size": recipe.batch_size} | rest)
     folder, start, taught_by = (None if path is None else Path(path) for path in (output, init, teacher))
     command = f"ldnq.train({model!r}, …)"
     wanted = Baseline(config, recipe, folder, start, half, compiled, tensorboard, command, taught_by, teacher_model)
     return wanted.weights, baseline.train(wanted)
+
+
+def qat(
+    model: str,
+    *,
+    output: Path | str | None = None,
+    init: Path | str | None = None,
+    teacher: Path | str | None = None,
+    teacher_model: str | None = None,
+    tensorboard: bool = False,
+    **options: Any,
+) -> RunResult:
+    """A network trained with quantized weights and activations as `ldnq qat` does: what the run made, and its metrics.
+
+    `options` are those of the command: of the data and the machine, the fields of `TrainedConfig` and of
+    `TrainingRecipe`.
+    """
+    quantization, rest = _taken(TrainedConfig, options)
+    recipe, rest = _taken(TrainingRecipe, rest)
+    folder, taught_by = (None if path is None else Path(path) for path in (output, teacher))
+    start = None if init is None else str(init)
+    wanted = QuantizedRun(
+        _config({"model": model, "batch_size": recipe.batch_size} | rest),
+        quantization,
+        recipe,
+        folder,
+        start,
+        taught_by,
+        teacher_model,
+        tensorboard,
+    )
+    return train_quantized(wanted)
 
 
 def sample(dataset: str, **options: Any) -> CalibrationSet:
@@ -183,6 +219,13 @@ def report(*runs: Path | str, output: Path | str | None = None) -> Path:
     """The report of a run's folder written anew, or one page that compares several, as `ldnq report` does."""
     folders, path = [Path(run) for run in runs], None if output is None else Path(output)
     return write_report(folders[0], path) if len(folders) == 1 else write_comparison(folders, path or COMPARISON)
+
+
+def _taken(kind: type[T], options: dict[str, Any]) -> tuple[T, dict[str, Any]]:
+    """A `kind` made of those of the options that are its fields, and the others."""
+    names = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+    own = kind(**{name: value for name, value in options.items() if name in names})
+    return own, {name: value for name, value in options.items() if name not in names}
 
 
 def _config(options: dict[str, Any]) -> RunConfig:

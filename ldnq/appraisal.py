@@ -13,6 +13,7 @@ from ldnq.models import models
 from ldnq.network import build, find_family
 from ldnq.quantized import QuantizedModel
 from ldnq.quantizers.activations import input_grid
+from ldnq.quantizers.inputs import find_inputs
 
 
 def complexity_of(
@@ -44,7 +45,7 @@ def complexity_of(
 
 
 def quantized_complexity(model: QuantizedModel, image_size: int) -> list[LayerComplexity]:
-    """`complexity` with the bits of the model's weights, and of the grids that its layers' inputs are on."""
+    """`complexity` with the bits of the model's weights, and of what its layers' inputs are rounded to."""
     weight_bits = {
         name.removesuffix("weight").removesuffix("."): weight.codebook.bits
         for name, weight in model.weights.items()
@@ -52,9 +53,9 @@ def quantized_complexity(model: QuantizedModel, image_size: int) -> list[LayerCo
     }
     traced = model.module if isinstance(model.module, fx.GraphModule) else None
     grids = {name: input_grid(traced, name) for name in weight_bits} if traced else {}
-    return complexity(
-        model.module, image_size, weight_bits, {name: float(grid.bits) for name, grid in grids.items() if grid}
-    )
+    activation_bits = {name: float(grid.bits) for name, grid in grids.items() if grid}
+    activation_bits |= {name: float(inputs.bits) for name, inputs in find_inputs(model.module).items()}
+    return complexity(model.module, image_size, weight_bits, activation_bits)
 
 
 def _by_name(model: str, arguments: Mapping[str, Any], image_size: int | None) -> list[LayerComplexity]:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldnq import graph
 
 FLOAT, KBIT, BINARY = "float", "k-bit", "binary"
+PARTS = {"float": FLOAT, "kbit": KBIT, "binary": BINARY}
 FLOAT_BITS = 32.0
 # Modules of which ptflops counts one operation for each output, or for each input.
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid)
@@ -94,15 +95,17 @@ def totals(layers: Sequence[LayerComplexity]) -> dict[str, int]:
     """Sums: `parameters`, `macs` and those of them that are `float_macs`, `kbit_macs` and `binary_macs`, and
     `elementwise`."""
     found = {name: sum(getattr(layer, name) for layer in layers) for name in ("parameters", "macs")}
-    for name, operation in (("float_macs", FLOAT), ("kbit_macs", KBIT), ("binary_macs", BINARY)):
-        found[name] = sum(layer.macs for layer in layers if layer.operation == operation)
+    for name, operation in PARTS.items():
+        found[f"{name}_macs"] = sum(layer.macs for layer in layers if layer.operation == operation)
     return found | {"elementwise": sum(layer.elementwise for layer in layers)}
 
 
 def in_words(layers: Sequence[LayerComplexity]) -> str:
-    """One line: parameters and multiply-accumulates."""
+    """One line: parameters and multiply-accumulates, by the bits they are done in where not all are float."""
     found = totals(layers)
-    return f"{shortened(found['parameters'])} parameters, {shortened(found['macs'])} multiply-accumulates an image"
+    parts = [f"{shortened(found[f'{kind}_macs'])} {name}" for kind, name in PARTS.items() if found[f"{kind}_macs"]]
+    said = f"{shortened(found['parameters'])} parameters, {shortened(found['macs'])} multiply-accumulates an image"
+    return f"{said}: {', '.join(parts)}" if found["float_macs"] < found["macs"] else said
 
 
 def shortened(number: int) -> str:

@@ -14,6 +14,7 @@ from ldnq.stages.blocks import BlockReconstruction
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.distillation import Distillation
 from ldnq.stages.layerwise import Layerwise
+from ldnq.stages.training import QuantizedTraining
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,15 @@ class Preset:
     defaults: Mapping[str, Any]
 
 
-# In the order in which they are run, the cascade within the layer-wise stage.
-STAGES: tuple[type[Stage], ...] = (Layerwise, Cascade, BlockReconstruction, Distillation, ActivationRanges)
+# In the order in which they are run, the cascade within the layer-wise stage; the last one by itself.
+STAGES: tuple[type[Stage], ...] = (
+    Layerwise,
+    Cascade,
+    BlockReconstruction,
+    Distillation,
+    ActivationRanges,
+    QuantizedTraining,
+)
 
 # With asymmetric targets.
 COUPLING = 0.7

@@ -13,8 +13,10 @@ from torch import Tensor
 
 import ldnq
 from ldnq import checkpoints, formats, results, runtime, tensorboard
+from ldnq.appraisal import quantized_complexity
 from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages
+from ldnq.complexity import in_words
 from ldnq.config import RunConfig, TrainedConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets import DatasetFamily
@@ -142,7 +144,10 @@ class Lesson:
 def _find_network(wanted: QuantizedRun, family: ModelFamily, data: Data) -> tuple[Network, bool]:
     """The network to start from, in the form that is trained quantized, and whether its weights are random."""
     config = wanted.config
-    asked = replace(config.network, model_args=dict(family.quantized_args) | config.network.model_args)
+    form = dict(family.quantized_args)
+    if methods.get(wanted.quantization.method).binary:
+        form |= family.binary_args
+    asked = replace(config.network, model_args=form | config.network.model_args)
     if wanted.init in (None, PRETRAINED):
         try:
             return load_network(asked, config.data, data.family, data.num_classes), False
@@ -206,6 +211,7 @@ def _run(lesson: Lesson, folder: RunFolder) -> tuple[QuantizedModel, dict[str, A
         inputs=state.inputs,
     )
     saved = results.save(folder, state, model, images, data, network.preprocessing, teacher, accuracy)
+    log.info("%s", in_words(quantized_complexity(model, network.preprocessing.image_size)))
     return model, metrics | saved | {"quantizing_seconds": quantizing}, teacher
 
 

@@ -27,10 +27,11 @@ def _datasets() -> list[tuple]:
 
 
 def _methods() -> list[tuple]:
-    from ldnq.config import METHODS
+    from ldnq.quantizers import methods
     from ldnq.stages.layerwise import Layerwise
 
-    return [(name, *_described({"ldnq": Layerwise}[name])) for name in METHODS]
+    rows = [("ldnq", "ldnq quantize", *_described(Layerwise))]
+    return rows + [(name, "ldnq qat", *_described(methods.get(name))) for name in methods]
 
 
 def _stages() -> list[tuple]:
@@ -61,7 +62,7 @@ def _formats() -> list[tuple]:
 LISTS: dict[str, tuple[Callable[[], list[tuple]], tuple[str, ...]]] = {
     "models": (_models, ("model", "pixels", "usual dataset", "what it is", "paper")),
     "datasets": (_datasets, ("dataset", "what it is", "paper")),
-    "methods": (_methods, ("method", "what it does", "paper")),
+    "methods": (_methods, ("method", "of", "what it does", "paper")),
     "stages": (_stages, ("stage", "what it does", "paper")),
     "solvers": (_solvers, ("solver", "what it does", "paper")),
     "presets": (_presets, ("preset", "what it does")),

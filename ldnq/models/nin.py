@@ -89,7 +89,8 @@ def _family(name: str, widths: Sequence[int], groups: Sequence[int], summary: st
         partial(NetworkInNetwork, widths=widths, groups=groups),
         image_size=32,
         default_dataset="cifar10",
-        quantized_args={"kernel_size": 3, "norm_first": True},
+        quantized_args={"kernel_size": 3},
+        binary_args={"norm_first": True},
         summary=summary,
         paper=paper,
     )

@@ -32,7 +32,8 @@ class ModelFamily:
     `build(num_classes=…, **arguments)` makes it with random weights; `image_size` is its native input size in pixels,
     cut from images whose shorter side is `resize`; `published` gives the weights that it starts from, `preprocessing`
     the network's own where it does not depend on the dataset; `quantized_args` are the arguments that build the form
-    that is trained quantized, where it is another one; `summary` and `paper` say what it is.
+    that is trained quantized, where it is another one, and `binary_args` those beside them where inputs become signs;
+    `summary` and `paper` say what it is.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelFamily:
     published: Callable[[], Published] | None = None
     preprocessing: Preprocessing | None = None
     quantized_args: Mapping[str, Any] = field(default_factory=dict)
+    binary_args: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
     paper: str = ""
 

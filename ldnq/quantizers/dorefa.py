@@ -1,7 +1,7 @@
 """DoReFa-Net: weights, activations and gradients of few bits (Zhou et al., arXiv 1606.06160)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ MAX_BITS = 8
 class DoReFa:
     """DoReFa-Net: weights of `wbits`, inputs of `abits` between 0 and 1, gradients of `gbits` (arXiv 1606.06160)."""
 
+    binary: ClassVar[bool] = False
     wbits: int = 4
     abits: int = 4
     gbits: int = FLOAT

@@ -1,7 +1,7 @@
 """LSQ: steps that are learned (Esser et al., arXiv 1902.08153)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ldnq.quantizers.straight_through import straight_through
 class Lsq:
     """LSQ: weights of `wbits` and activations of `abits` whose steps are learned (arXiv 1902.08153)."""
 
+    binary: ClassVar[bool] = False
     wbits: int = 4
     abits: int = 4
 

@@ -1,6 +1,6 @@
 """The methods of training with quantized layers: for each, what becomes of a layer's weights and inputs."""
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import nn
 
@@ -10,7 +10,9 @@ from ldnq.registry import Registry
 
 
 class Method(Protocol):
-    """A frozen dataclass whose fields are its options."""
+    """A frozen dataclass whose fields are its options; `binary` where inputs become signs."""
+
+    binary: ClassVar[bool]
 
     def weights(self, layer: nn.Module) -> Quantizer | None:
         """What computes the weights of `layer`, a Conv2d or Linear, from latent values that start as they are; None

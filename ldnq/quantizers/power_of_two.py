@@ -1,6 +1,7 @@
 """The power-of-two codebook, with a straight-through gradient."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ class PowerOfTwo:
     """The levels of 'ldnq quantize', `{0, ±α, ±2α, …}`, `kbits` of them, with learned scales, trained straight through;
     activations of `abits` as in LSQ (TTQ, arXiv 1612.01064, with equal scales on both sides)."""
 
+    binary: ClassVar[bool] = False
     kbits: int = 3
     scale: str = "layer"
     abits: int = FLOAT

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class XnorNet:
     With `input_scale` outputs are multiplied by the mean magnitude of each window of the inputs.
     """
 
+    binary: ClassVar[bool] = True
     input_scale: bool = False
 
     def weights(self, layer: nn.Module) -> "SignWeight":

@@ -37,7 +37,8 @@ def test_a_float_network_has_the_printed_number_of_parameters(name, printed):
 
 @pytest.mark.parametrize(("name", "printed"), [("nin", "674.91"), ("nin-gc", "589.85")])
 def test_the_form_that_is_trained_quantized_has_the_printed_number_of_parameters(name, printed):
-    assert f"{count(build(name, **models.get(name).quantized_args)) / 1e3:.2f}" == printed
+    family = models.get(name)
+    assert f"{count(build(name, **family.quantized_args, **family.binary_args)) / 1e3:.2f}" == printed
 
 
 def parts(block: nn.Sequential) -> list[str]:
