@@ -67,7 +67,7 @@ class Trainer:
             raise UsageError(f"expected at least {recipe.batch_size} images to train on, got {len(self.images)}")
         recipe.check_teacher(self.teacher is not None)
         self.module.to(self.fabric.device).to(memory_format=torch.channels_last)
-        if self.teacher:
+        if self.teacher is not None:
             self.teacher.to(self.fabric.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.optimizer = _optimizer(self.parameters or [{"params": list(self.module.parameters())}], recipe)
         self.schedule = Schedule(self.optimizer, recipe, self.steps)
@@ -149,7 +149,7 @@ class Trainer:
 
     def _loss(self, outputs: Tensor, labels: Tensor, batch: Tensor) -> Tensor:
         targets = None
-        if self.teacher:
+        if self.teacher is not None:
             with torch.no_grad():
                 targets = self.teacher(batch)
         recipe = self.recipe

@@ -85,3 +85,9 @@ def test_what_cannot_be_deterministic_is_named():
     assert _settings() == before
     with pytest.raises(RuntimeError, match="something else"), runtime.deterministic(True):
         raise RuntimeError("something else")
+
+
+@pytest.mark.gpu
+def test_sixteen_bits_scale_the_loss_on_a_gpu():
+    fabric = runtime.start(RuntimeConfig(device="cuda", precision="16"), training=True)
+    assert fabric.strategy.precision.state_dict()["scale"] > 1
