@@ -105,9 +105,11 @@ def _train(baseline: Baseline) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     module, model_args = _start(config, data, baseline.init)
     check_outputs(module, preprocessing, data.num_classes or 0)
-    teacher = baseline.teacher and load_teacher(
-        config.network, baseline.teacher, baseline.teacher_model, config.data, data, preprocessing
-    )
+    teacher = None
+    if baseline.teacher:
+        teacher = load_teacher(
+            config.network, baseline.teacher, baseline.teacher_model, config.data, data, preprocessing
+        )
     subject = f"{config.network.model} {model_args} on {data.family.name} {data.training.fingerprint()} as "
     subject += f"{preprocessing}" + (f" from {baseline.init.name}" if baseline.init else "")
     subject += f" by {baseline.teacher.name}" if baseline.teacher else ""

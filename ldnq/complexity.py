@@ -75,7 +75,7 @@ def complexity(
     finally:
         for handle in handles:
             handle.remove()
-    macs, parameters = _own_macs(counter), _own_parameters(module)
+    macs, parameters = _by_layer(module, _own_macs(counter)), _own_parameters(module)
     return [
         LayerComplexity(
             name,
@@ -143,6 +143,16 @@ def _own_macs(counter: FlopCounterMode) -> Counter[str]:
         if around:
             own[around.partition(".")[2]] -= macs
     return own
+
+
+def _by_layer(module: nn.Module, macs: Counter[str]) -> Counter[str]:
+    """What is computed within a layer, by what rounds its inputs, is the layer's."""
+    found: Counter[str] = Counter()
+    for name, count in macs.items():
+        around = name.rpartition(".")[0]
+        inside = bool(around) and isinstance(module.get_submodule(around), tuple(graph.KINDS))
+        found[around if inside else name] += count
+    return found
 
 
 def _own_parameters(module: nn.Module) -> Counter[str]:

@@ -48,19 +48,17 @@ class QuantizedWeight:
 @dataclass(frozen=True)
 class LayerResult:
     """How a `layer` was quantized by itself; stages that follow may change its weights once more. `errors` are the
-    solver's by iteration, the first before any; of a layer that was trained there are none, nor a relative error."""
+    solver's by iteration, the first before any; a layer that was trained has none, and its other numbers are NaN."""
 
     layer: Layer
-    relative_error: float | None = None
+    relative_error: float = math.nan
     errors: tuple[float, ...] = ()
-    seconds: float | None = None
+    seconds: float = math.nan
 
     @property
-    def sqnr_db(self) -> float | None:
+    def sqnr_db(self) -> float:
         """Signal to quantization noise of the layer's outputs in decibels, infinite where there is no noise."""
-        if self.relative_error is None:
-            return None
-        return -10 * math.log10(self.relative_error) if self.relative_error > 0 else math.inf
+        return math.inf if self.relative_error == 0 else -10 * math.log10(self.relative_error)
 
 
 class Journal:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def default_folder(model: str, dataset: str, what: str) -> Path:
 
 
 def _row(result: LayerResult, weight: QuantizedWeight) -> dict[str, str]:
-    values: dict[str, float | str | None] = {
+    values: dict[str, float | str] = {
         "name": result.layer.name,
         "kind": result.layer.kind,
         "shape": _shape(result.layer.shape),
@@ -121,7 +122,7 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _text(value: float | str | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _text(value: float | str) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.6g}"

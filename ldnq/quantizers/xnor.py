@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -82,7 +83,7 @@ class SignInputs(InputQuantizer):
         features = layer.in_channels if convolution else layer.in_features
         self.norm = (nn.BatchNorm2d if convolution else nn.BatchNorm1d)(features) if norm else nn.Identity()
         self.scale = scale
-        self.window = layer.kernel_size if convolution else ()
+        self.window: tuple[int, ...] = layer.kernel_size if convolution else ()
         self.places = {name: getattr(layer, name) for name in PLACES} if convolution else {}
 
     def forward(self, x: Tensor, compute: Compute) -> Tensor:
@@ -95,7 +96,7 @@ class SignInputs(InputQuantizer):
         magnitude = x.abs().mean(1, keepdim=True)
         if not self.window:
             return magnitude
-        box = magnitude.new_full((1, 1, *self.window), 1 / math.prod(self.window))
+        box = torch.full((1, 1) + self.window, 1 / math.prod(self.window), dtype=x.dtype, device=x.device)
         return F.conv2d(magnitude, box, **self.places)
 
     def options(self) -> dict[str, Any]:
