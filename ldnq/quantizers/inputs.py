@@ -64,10 +64,10 @@ def with_inputs(module: nn.Module, quantizers: Mapping[str, InputQuantizer]) -> 
     """
     for name, quantizer in quantizers.items():
         layer = _layer(module, name)
-        if type(layer) not in ROUNDED:
+        if type(layer) not in (*ROUNDED, *ROUNDED.values()):
             found = type(layer).__name__
             raise NetworkError(f"expected a Conv2d or Linear layer {name} to round the inputs of, found {found}")
-        layer.__class__ = ROUNDED[type(layer)]
+        layer.__class__ = ROUNDED.get(type(layer), type(layer))
         layer.inputs = quantizer.to(layer.weight.device)
     return module
 

@@ -75,7 +75,7 @@ class QuantizedTraining:
             quantizer = self.method.inputs(student.get_submodule(layer.name), normalized)
             if quantizer is not None:
                 found[layer.name] = quantizer
-        with_inputs(student, found)
+        with_inputs(student, found).eval()
         hooks = [entry.register_forward_pre_hook(_start) for entry in found.values()]
         try:
             with torch.no_grad():

@@ -1,0 +1,144 @@
+"""'ldnq qat' as its function: networks learn, and what they learned is in the files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ldnq
+from ldnq import api, curves
+from ldnq.appraisal import complexity_of
+from ldnq.complexity import totals
+from ldnq.errors import CheckpointError, LdnqError, UsageError
+
+FACTORY = """
+from torch import nn
+
+
+def block(inputs, outputs, stride):
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+def build(width=12, num_classes=10):
+    return nn.Sequential(
+        block(3, width, 1), block(width, 2 * width, 2), block(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, num_classes),
+    )
+"""
+MODEL = "digit_network:build"
+OPTIONS = {"dataset": "digits", "image_size": 16, "batch_size": 64, "precision": "32", "threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def own_network(workdir, monkeypatch):
+    (workdir / "digit_network.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(workdir)
+
+
+def learned(workdir, **options):
+    result = api.qat(MODEL, init="scratch", output="run", **OPTIONS | options)
+    assert json.loads((workdir / "run/metrics.json").read_text())["quantized_top1"] == result.metrics["quantized_top1"]
+    return result
+
+
+def test_dorefa_of_four_bits_learns_the_digits(workdir):
+    result = learned(workdir, method="dorefa", wbits=4, abits=4, epochs=16, lr=0.1, weight_decay=1e-4)
+    assert result.metrics["quantized_top1"] > 95
+    assert result.metrics["bits_per_weight"] == pytest.approx(4, abs=0.01)
+    loaded = ldnq.load("run/model.h5", result.model.module)
+    assert {name: len(weight.dequantize().unique()) for name, weight in loaded.weights.items()} == {
+        "1.0.weight": 16, "2.0.weight": 16,
+    }  # fmt: skip
+
+
+def test_xnor_learns_the_digits_with_one_bit(workdir):
+    options = {"optimizer": "adam", "lr": 0.05, "weight_decay": 0.0, "epochs": 16, "model_args": {"width": 24}}
+    result = learned(workdir, method="xnor", **options)
+    assert result.metrics["quantized_top1"] > 90
+    # The file's own parts: codes of one bit, and a scale of 32 for each channel.
+    count = sum(weight.codes.numel() for weight in result.model.weights.values())
+    assert 8 * result.metrics["packed_parts"]["codes"] <= 1.03 * count
+    found = totals(complexity_of("run", own=MODEL, model_args={"width": 24}))
+    assert found["binary_macs"] > 0.8 * found["macs"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "dorefa", "wbits": 1, "abits": 2, "gbits": 8},
+        {"method": "xnor", "input_scale": True},
+        {"method": "lsq", "wbits": 3, "abits": 3, "keep_first_last": False},
+        {"method": "pot", "kbits": 5, "scale": "channel", "abits": 4},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_what_is_saved_computes_what_was_measured(workdir, options):
+    result = learned(workdir, epochs=1, lr=0.05, **options)
+    found = ldnq.evaluate("run/model.h5", model=MODEL, dataset="digits", threads=1)
+    assert found["top1"] == result.metrics["quantized_top1"]
+    x = torch.randn(3, 3, 16, 16)
+    import digit_network
+
+    loaded = ldnq.load("run/model.h5", digit_network.build())
+    np.testing.assert_array_equal(loaded.module(x).detach(), result.model.module(x).detach())
+    assert len(curves.read(workdir / "run/training.csv")) == 1
+    assert options["method"] in (workdir / "run/report.html").read_text()
+    assert not (workdir / "run/state.pt").exists()
+
+
+@pytest.mark.parametrize("method", ["dorefa", "xnor"])
+def test_exported_networks_run_in_onnxruntime(workdir, method):
+    learned(workdir, method=method, epochs=1, lr=0.05)
+    exported = api.export("run", "model.onnx", model=MODEL, dataset="digits")
+    assert (exported.checked, exported.agreed) == (128, 128)
+    found = ldnq.formats.read("model.onnx")
+    assert found.inputs == ldnq.formats.read("run/model.h5").inputs
+
+
+def test_a_run_goes_on_from_a_quantized_network(workdir):
+    data = {"dataset": "digits", "image_size": 16, "threads": 1}
+    weights, card = ldnq.train(MODEL, epochs=8, lr=0.1, batch_size=64, output="float", precision="32", **data)
+    ldnq.quantize(MODEL, kbits=3, output="quantized", preset="fast", checkpoint=str(weights), samples=100, **data)
+    result = api.qat(
+        MODEL, method="pot", kbits=3, init="quantized/model.h5", output="trained", epochs=3, lr=0.02,
+        teacher=weights, **OPTIONS,
+    )  # fmt: skip
+    before = json.loads((workdir / "quantized/metrics.json").read_text())["quantized_top1"]
+    assert result.metrics["teacher_top1"] == before
+    assert result.metrics["quantized_top1"] > card["top1"] - 3
+    from_float = api.qat(MODEL, init=weights, output="other", epochs=1, lr=0.01, **OPTIONS)
+    assert from_float.metrics["teacher_top1"] == card["top1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "dorefas"}, "expected a method of dorefa, xnor, lsq, pot, got 'dorefas'"),
+        ({"method": "xnor", "wbits": 2}, "wbits are no option of xnor"),
+        ({"method": "dorefa", "wbits": 5}, "expected wbits of 1, 2, 3, 4, 8, 16, 32, got 5"),
+        ({"method": "lsq", "wbits": 1}, "expected wbits of 2 or more with lsq"),
+        ({"method": "pot", "kbits": 4}, "expected kbits of 3, 5, 7, 9, 11, got 4"),
+        ({"method": "pot", "scale": "row"}, "expected a scale of layer or channel"),
+        ({"update": "both"}, "expected an update of the float or quantized weights"),
+        ({"init": "nowhere.pt"}, "nowhere.pt"),
+        ({"epochs": 0}, "at least 1 epoch"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(options, said):
+    with pytest.raises(LdnqError, match=said) as found:
+        api.qat(MODEL, **{"init": "scratch", "output": "run"} | OPTIONS | options)
+    assert "\n" not in str(found.value)
+
+
+def test_weights_of_another_method_are_no_start(workdir):
+    learned(workdir, epochs=1, lr=0.05)
+    with pytest.raises(UsageError, match="found trained ones"):
+        api.qat(MODEL, init="run/model.h5", output="again", epochs=1, **OPTIONS)
+
+
+def test_pretrained_weights_are_asked_for_by_name():
+    with pytest.raises(CheckpointError, match="no weights for nin on digits"):
+        api.qat("nin", init="pretrained", output="run", epochs=1, **OPTIONS | {"image_size": 32})
