@@ -13,6 +13,9 @@ from ldnq.report.confusion import Changes, Confusion
 from ldnq.report.curves import accuracy_chart
 from ldnq.report.record import Record
 
+# Levels of which each has a mark of its own.
+MARKS = 16
+
 
 def of(record: Record) -> dict[str, Any]:
     """Everything; None for sections whose material the run has not left."""
@@ -25,7 +28,7 @@ def of(record: Record) -> dict[str, Any]:
         "error_chart": error_chart([record]),
         "largest_error": max(record.errors.values(), default=0.0),
         "weights": [(layer, _weights(layer)) for layer in layers],
-        "codebook": max((layer.levels.tolist() for layer in layers), key=len, default=[]),
+        "codebook": max((_shown(layer) for layer in layers), key=len, default=[]),
         "iterations": _iterations(layers),
         "confusion": details and details.outcomes and Confusion.of(details.outcomes, details.class_names),
         "changes": details and details.outcomes and Changes.of(details.outcomes),
@@ -77,8 +80,15 @@ def error_chart(records: Sequence[Record]) -> Markup | None:
 
 def _weights(layer: LayerDetails) -> Markup:
     shares = ", ".join(f"{share:.0%} at {level:g}α" for level, share in zip(layer.levels, layer.shares))
-    summary = f"Histogram of the float weights of {layer.name}, and the levels that they were put on: {shares}."
-    return charts.histogram(layer.histogram.tolist(), layer.reach, layer.levels.tolist(), summary)
+    put_on = f"the levels that they were put on: {shares}" if len(layer.levels) <= MARKS else "the outermost levels"
+    summary = f"Histogram of the float weights of {layer.name}, and {put_on}."
+    return charts.histogram(layer.histogram.tolist(), layer.reach, _shown(layer), summary)
+
+
+def _shown(layer: LayerDetails) -> list[float]:
+    """The levels that a chart has marks for: the outermost of very many."""
+    levels = layer.levels.tolist()
+    return levels if len(levels) <= MARKS else [levels[0], levels[-1]]
 
 
 def _iterations(layers: Sequence[LayerDetails]) -> Markup | None:
