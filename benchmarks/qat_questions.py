@@ -3,10 +3,10 @@
     pip install .
     python benchmarks/qat_questions.py
 
-writes `qat_questions.md`: a small network on the digits, DoReFa-Net, one thread, a minute or two. Of the last ten epochs
-it shows the one whose test accuracy is lowest, measured with the batch-norm statistics that training has kept and with
-statistics measured anew on training images; over all epochs but the first the share of weights whose level a step
-changes; and at the end the share of inputs of quantized layers that are between 0 and 1, whose gradient passes.
+writes `qat_questions.md`: a small network on the digits, DoReFa-Net, one thread, a minute or two. Of the last ten
+epochs it shows the one whose test accuracy is lowest, measured with the batch-norm statistics that training has kept
+and with statistics measured anew on training images; over all epochs but the first the share of weights whose level a
+step changes; and at the end the share of inputs of quantized layers that are between 0 and 1, whose gradient passes.
 """
 
 import copy

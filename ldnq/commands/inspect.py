@@ -11,6 +11,12 @@ from ldnq.commands import console
 if TYPE_CHECKING:
     from ldnq.quantized import QuantizedWeight
 
+# Of what a checkpoint says of its making.
+SHOWN = (
+    "dataset", "method", "kbits", "wbits", "abits", "solver", "scale", "calibration_samples", "train_images", "epochs",
+    "teacher_top1", "quantized_top1",
+)  # fmt: skip
+
 
 @click.command("inspect", short_help="Show what a quantized checkpoint holds.")
 @click.argument("file", metavar="MODEL.h5", type=click.Path(path_type=Path))
@@ -32,11 +38,7 @@ def inspect_command(file: Path, as_json: bool) -> None:
         "quantized_parameters": sum(w.codes.numel() for w in model_file.weights.values()),
         "float_parameters": sum(t.numel() for t in model_file.tensors.values()),
     }
-    provenance = {
-        name: model_file.provenance[name]
-        for name in ("dataset", "kbits", "solver", "scale", "calibration_samples", "teacher_top1", "quantized_top1")
-        if name in model_file.provenance
-    }
+    provenance = {name: model_file.provenance[name] for name in SHOWN if model_file.provenance.get(name) is not None}
     if as_json:
         columns = ("name", "shape", "levels", "scale_min", "scale_max", "zero_fraction")
         click.echo(json.dumps(summary | provenance | {"layers": [dict(zip(columns, row)) for row in rows]}))

@@ -13,7 +13,10 @@ from ldnq.report.record import Record
 from ldnq.report.sections import error_chart
 
 # What names a run, the most telling first; then whatever else differs.
-TELLING = ("model", "dataset", "preset", "kbits", "scale", "solver", "abits", "samples", "ratio", "seed")
+TELLING = (
+    "model", "dataset", "method", "preset", "kbits", "wbits", "abits", "scale", "solver", "epochs", "samples", "ratio",
+    "seed",
+)  # fmt: skip
 # Where things lay and what machine did it: no choice of method.
 ELSEWHERE = {
     "data_root", "download", "pretrained_dir", "resample", "calibration", "device", "batch_size", "workers", "threads",
@@ -28,12 +31,12 @@ def labelled(records: Sequence[Record], ignored: Collection[str] = ()) -> list[R
     others = [name for name in differing(records) if name not in TELLING]
     labels, apart = [""] * len(records), 1
     for name in (*TELLING, *others):
-        longer = [f"{label}, {_short(name, record)}" for label, record in zip(labels, records)]
+        longer = [", ".join(filter(None, (label, _short(name, record)))) for label, record in zip(labels, records)]
         if name not in {*ELSEWHERE, *ignored} and len(set(longer)) > apart:
             labels, apart = longer, len(set(longer))
     if apart < len(records):
-        labels = [f"{label}, {record.path}" for label, record in zip(labels, records)]
-    return [replace(record, label=label.removeprefix(", ")) for label, record in zip(labels, records)]
+        labels = [", ".join(filter(None, (label, str(record.path)))) for label, record in zip(labels, records)]
+    return [replace(record, label=label) for label, record in zip(labels, records)]
 
 
 def differing(records: Sequence[Record]) -> dict[str, list[Any]]:
@@ -57,9 +60,11 @@ def of(records: Sequence[Record]) -> dict[str, Any]:
 
 def _short(name: str, record: Record) -> str:
     value, words = record.settings.get(name), name.replace("_", " ")
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return words if value else f"no {words}"
-    if name in ("model", "dataset", "preset"):
+    if name in ("model", "dataset", "method", "preset"):
         return str(value)
     return f"{text.plain(value)} levels" if name == "kbits" else f"{words} {text.plain(value)}"
 
