@@ -6,6 +6,7 @@ from torch import nn
 
 from ldnq import moments
 from ldnq.graph import find_layers, run_to
+from ldnq.problem import least_squares
 
 
 def _pair(*modules):
@@ -67,6 +68,19 @@ def test_relative_error_is_that_of_the_outputs():
     output = student[:2](x).detach() @ weights.T
     expected = (target - output).square().sum() / target.square().sum()
     assert found.relative_error(weights.double().unsqueeze(0)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(2000, 10), nn.Conv2d(2000, 10, 1)], ids=["linear", "1x1"])
+def test_inputs_that_hardly_differ_from_one_image_to_the_next_keep_what_differs(layer):
+    # As random features, pooled over noise, do. Centred in single precision their Gram matrix is not even semidefinite.
+    x = torch.rand(1, 2000) + 0.01 * torch.randn(40, 2000)
+    network = nn.Sequential(layer)
+    inputs = x if isinstance(layer, nn.Linear) else x[:, :, None, None]
+    with torch.no_grad():
+        found = _gather(network, network, find_layers(network, inputs[:1])[0][0], [inputs]).centred()
+    differences = (x.double() - x.double().mean(0)).T
+    torch.testing.assert_close(found.gram[0], differences @ differences.T / 40, rtol=1e-6, atol=1e-12)
+    least_squares(found.gram, found.cross, layer.weight.detach().double().view(1, 10, -1), 0.01)
 
 
 def test_a_layer_that_runs_twice_is_measured_in_both_calls():

@@ -143,7 +143,13 @@ runtime_options = _group(
     click.option(
         "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True, help="Of network passes."
     ),
-    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images at once."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=128,
+        show_default=True,
+        help="Images at once; over 128 pixels fewer.",
+    ),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images."),
     click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the processor; 0: torch's choice."),
 )
