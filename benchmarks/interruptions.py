@@ -23,19 +23,21 @@ from pathlib import Path
 
 import click
 import torch
-from rows import publish
+from rows import HERE, publish
 
 from ldnq import formats
 
 COMMAND = [sys.executable, "-m", "ldnq", "quantize"]
 RUN = ["--model", "resnet20", "--dataset", "digits", "--preset", "fast", "--threads", "1"]
+HEAD = ["| stopped by | runs | ended with one line or a signal | went on to the same bits |", "|---|---|---|---|"]
 # Until the first layer is reached.
 WARM_UP = 3.0
 
 
 @click.command()
+@click.option("--only", help="The row to run anew; the others stay as they are.")
 @click.option("--kills", default=20, show_default=True, help="Runs that are ended by SIGKILL at random moments.")
-def main(kills: int) -> None:
+def main(only: str | None, kills: int) -> None:
     """Stop runs, let them go on, compare how they end, and write the table."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -52,24 +54,30 @@ def main(kills: int) -> None:
             "folder becomes read-only": (2, lock),
         }
         rng = random.Random(0)
-        lines = [
-            "| stopped by | runs | ended with one line or a signal | went on to the same bits |",
-            "|---|---|---|---|",
-        ]
+        rows = earlier() if only else {}
         for name, (runs, way) in ways.items():
+            if only not in (None, name):
+                continue
             clean = same = done = 0
             for number in range(runs):
                 try:
-                    run, code = stopped(way, f"{len(lines)}-{number}", rng.uniform(WARM_UP, lasted))
-                except PermissionError:
+                    run, code = stopped(way, f"{len(rows)}-{number}", rng.uniform(WARM_UP, lasted))
+                except PermissionError as error:
+                    click.echo(f"{name}: {error}")
                     break
                 done += 1
                 clean += code in (-signal.SIGKILL, 1, 2, 130, 143)
                 same += resume(run) and equal(run, whole)
                 click.echo(f"{name}: exit code {code}, {clean} clean and {same} the same of {done}")
             if done:
-                lines.append(f"| {name} | {done} | {clean} | {same} |")
-        publish("interruptions.md", "\n".join(lines) + "\n")
+                rows[name] = f"| {name} | {done} | {clean} | {same} |"
+        publish("interruptions.md", "\n".join([*HEAD, *(rows[name] for name in ways if name in rows)]) + "\n")
+
+
+def earlier() -> dict[str, str]:
+    """The rows of the table as it is, by their names."""
+    lines = (HERE / "interruptions.md").read_text().splitlines()[len(HEAD) :]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
 
 
 def stopped(way: Callable[[Path, float], int], name: str, moment: float) -> tuple[Path, int]:
@@ -143,8 +151,10 @@ def fill(run: Path, moment: float) -> int:
 def lock(run: Path, moment: float) -> int:
     """No file can be made, renamed or removed any more in the folder after so many seconds."""
     process = quantize(run)
+    while not (run / "config.json").exists() and process.poll() is None:
+        time.sleep(0.1)
     time.sleep(moment)
-    if not run.is_dir() or subprocess.run(["chattr", "+i", run], capture_output=True).returncode:
+    if subprocess.run(["chattr", "+i", run], capture_output=True).returncode:
         process.kill()
         process.communicate()
         raise PermissionError(f"cannot lock {run}")

@@ -20,6 +20,7 @@ from ldnq.moments import Moments, gather_moments
 from ldnq.problem import Solver, least_squares
 from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
+from ldnq.runtime import release_memory
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.reconstruction import Reconstruction
 from ldnq.walk import Walk
@@ -163,6 +164,8 @@ class Layerwise:
         number = -(-len(calibration) // calibration.batch_size)
         batches = track(calibration.batches(), "measuring sensitivities", total=number)
         found = sensitivities(state.teacher, layers, batches, self.draws, generator)
+        # No other step holds as much.
+        release_memory()
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
 
     def _damped(self, sensitivity: Tensor) -> Tensor:
