@@ -97,6 +97,7 @@ class Layerwise:
             if self.cascade:
                 state = self.cascade(state, calibration, generator)
             state.journal.note(state, generator)
+            release_memory()
         return state
 
     def prepare(self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator) -> Course:
@@ -164,7 +165,6 @@ class Layerwise:
         number = -(-len(calibration) // calibration.batch_size)
         batches = track(calibration.batches(), "measuring sensitivities", total=number)
         found = sensitivities(state.teacher, layers, batches, self.draws, generator)
-        # No other step holds as much.
         release_memory()
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
 
