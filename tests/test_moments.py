@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ldnq import moments
+from ldnq.errors import NetworkError
 from ldnq.graph import find_layers, run_to
 from ldnq.problem import least_squares
 
@@ -175,3 +176,20 @@ def test_moments_of_every_convolution_are_those_of_float64(options):
     assert ((found.cross - Y @ X.mT / positions).abs() <= 2e-6 * size @ root.mT).all()
     assert ((found.mean - X.mean(2, keepdim=True)).abs() <= 1e-6 * root).all()
     assert found.energy == pytest.approx(float(Y.square().sum((0, 1)).mean()), rel=1e-6)
+
+
+def test_the_relative_error_of_nothing_wanted_is_none_or_infinite():
+    layer = nn.Linear(3, 2, bias=False)
+    nn.init.zeros_(layer.weight)
+    network, x = nn.Sequential(layer), torch.randn(8, 3)
+    found = _gather(network, network, find_layers(network, x[:1])[0][0], [x])
+    assert found.relative_error(torch.zeros(1, 2, 3, dtype=torch.float64)) == 0
+    assert found.relative_error(torch.ones(1, 2, 3, dtype=torch.float64)) == float("inf")
+
+
+def test_inputs_whose_squares_are_infinite_name_the_layer():
+    network, x = nn.Sequential(nn.Linear(3, 2)), torch.full((8, 3), 1e30)
+    layer = find_layers(network, x[:1])[0][0]
+    x[0, 0] = torch.inf
+    with pytest.raises(NetworkError, match="found NaN, infinity or more at layer 0: check these images"):
+        _gather(network, network, layer, [x])
