@@ -4,7 +4,7 @@
     python benchmarks/interruptions.py
 
 writes `interruptions.md`. The run is ResNet-20 on the digits, preset fast, one thread. A file system that fills up
-needs the right to mount one; without it that row is left out.
+and a folder that is locked need root's rights (and chattr); without them those rows are left out.
 """
 
 import os
@@ -23,19 +23,21 @@ from pathlib import Path
 
 import click
 import torch
-from rows import publish
+from rows import HERE, publish
 
 from ldnq import formats
 
 COMMAND = [sys.executable, "-m", "ldnq", "quantize"]
 RUN = ["--model", "resnet20", "--dataset", "digits", "--preset", "fast", "--threads", "1"]
+HEAD = ["| stopped by | runs | ended with one line or a signal | went on to the same bits |", "|---|---|---|---|"]
 # Until the first layer is reached.
 WARM_UP = 3.0
 
 
 @click.command()
+@click.option("--only", help="The row to run anew; the others stay as they are.")
 @click.option("--kills", default=20, show_default=True, help="Runs that are ended by SIGKILL at random moments.")
-def main(kills: int) -> None:
+def main(only: str | None, kills: int) -> None:
     """Stop runs, let them go on, compare how they end, and write the table."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -47,29 +49,35 @@ def main(kills: int) -> None:
             "SIGKILL at a random moment": (kills, lambda run, moment: stop(run, moment, signal.SIGKILL)),
             "SIGTERM": (2, lambda run, moment: stop(run, moment, signal.SIGTERM)),
             "Ctrl-C": (2, lambda run, moment: stop(run, moment, signal.SIGINT)),
-            "memory limited (`ulimit -v`)": (1, starve),
+            "memory limited while it runs": (5, starve),
             "disk full": (1, fill),
-            "folder becomes read-only": (1, lock),
+            "folder becomes read-only": (2, lock),
         }
         rng = random.Random(0)
-        lines = [
-            "| stopped by | runs | ended with one line or a signal | went on to the same bits |",
-            "|---|---|---|---|",
-        ]
+        rows = earlier() if only else {}
         for name, (runs, way) in ways.items():
+            if only not in (None, name):
+                continue
             clean = same = done = 0
             for number in range(runs):
                 try:
-                    run, code = stopped(way, f"{len(lines)}-{number}", rng.uniform(WARM_UP, lasted))
-                except PermissionError:
+                    run, code = stopped(way, f"{len(rows)}-{number}", rng.uniform(WARM_UP, lasted))
+                except PermissionError as error:
+                    click.echo(f"{name}: {error}")
                     break
                 done += 1
                 clean += code in (-signal.SIGKILL, 1, 2, 130, 143)
                 same += resume(run) and equal(run, whole)
                 click.echo(f"{name}: exit code {code}, {clean} clean and {same} the same of {done}")
             if done:
-                lines.append(f"| {name} | {done} | {clean} | {same} |")
-        publish("interruptions.md", "\n".join(lines) + "\n")
+                rows[name] = f"| {name} | {done} | {clean} | {same} |"
+        publish("interruptions.md", "\n".join([*HEAD, *(rows[name] for name in ways if name in rows)]) + "\n")
+
+
+def earlier() -> dict[str, str]:
+    """The rows of the table as it is, by their names."""
+    lines = (HERE / "interruptions.md").read_text().splitlines()[len(HEAD) :]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
 
 
 def stopped(way: Callable[[Path, float], int], name: str, moment: float) -> tuple[Path, int]:
@@ -141,12 +149,19 @@ def fill(run: Path, moment: float) -> int:
 
 
 def lock(run: Path, moment: float) -> int:
-    """Nothing can be written any more after so many seconds."""
-    with mounted(run, "100m"):
-        process = quantize(run)
-        time.sleep(moment)
-        subprocess.run(["mount", "-o", "remount,ro", run], check=True)
+    """No file can be made, renamed or removed any more in the folder after so many seconds."""
+    process = quantize(run)
+    while not (run / "config.json").exists() and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(moment)
+    if subprocess.run(["chattr", "+i", run], capture_output=True).returncode:
+        process.kill()
+        process.communicate()
+        raise PermissionError(f"cannot lock {run}")
+    try:
         return ended(process)
+    finally:
+        subprocess.run(["chattr", "-i", run], check=True)
 
 
 def resume(run: Path) -> bool:

@@ -8,7 +8,7 @@ size in a process of its own whose highest resident set is measured. Codes are r
 least time, and the others hold no more than a few matrices of one layer.
 """
 
-import resource
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,25 +56,17 @@ def write_inputs(folder: Path, images: int) -> None:
 def quantize(folder: Path, images: int, threads: int) -> int:
     """The highest resident set of a run with so many images, in MiB."""
     command = [
-        sys.executable, __file__, "--child", "quantize", "--model", MODEL, "--checkpoint", folder / "weights.pt",
+        sys.executable, "-m", "ldnq", "quantize", "--model", MODEL, "--checkpoint", folder / "weights.pt",
         "--num-classes", 10, "--dataset", "folder", "--data-root", folder / "images", "--samples", images,
         "--image-size", PIXELS, "--preset", "fast", "--solver", "nearest", "--views", 0, "--no-training",
         "--device", "cpu", "--threads", threads, "--output", folder / f"run-{images}",
     ]  # fmt: skip
-    process = subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE, text=True)
-    return int(process.stdout.split()[-1])
-
-
-def child(words: list[str]) -> None:
-    """`ldnq words`, and then the highest resident set of this process."""
-    from ldnq.cli import main
-
-    main(words, standalone_mode=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+    process = subprocess.Popen([str(word) for word in command], cwd=folder, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise click.ClickException(f"the run with {images} images ended with {os.waitstatus_to_exitcode(status)}")
+    return usage.ru_maxrss >> 10
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2:])
-    else:
-        main()
+    main()

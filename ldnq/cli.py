@@ -10,7 +10,7 @@ import click
 
 import ldnq
 from ldnq.commands.console import configure
-from ldnq.errors import LdnqError
+from ldnq.errors import LdnqError, lacks_memory
 
 # OpenMP's idle threads otherwise spin, and two processes on one machine starve each other. Set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -72,15 +72,10 @@ class CommandFiles(click.Group):
             kept = getattr(error.__cause__ or error, "args", ()) or ["nothing was saved"]
             click.echo(f"interrupted: {kept[0]}", err=True)
             sys.exit(130)
-        except (MemoryError, RuntimeError) as error:
-            if not _lacks_memory(error):
+        except (MemoryError, RuntimeError, ImportError) as error:
+            if not lacks_memory(error):
                 raise
             _fail("not enough memory: use a smaller --batch-size, fewer --samples or a smaller --image-size", 1)
-
-
-def _lacks_memory(error: Exception) -> bool:
-    # torch has no class of its own for what the processor's memory cannot hold.
-    return isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error)
 
 
 def _fail(message: str, status: int) -> None:

@@ -222,6 +222,10 @@ class RuntimeConfig:
         if self.workers < 0 or self.threads < 0:
             raise UsageError(f"expected no negative workers or threads, got {self.workers} and {self.threads}")
 
+    def images_at_once(self, image_size: int) -> int:
+        """`batch_size`, or fewer of images over 128 pixels: what a network holds of them grows with their area."""
+        return max(1, min(self.batch_size, self.batch_size * 128**2 // image_size**2))
+
 
 @dataclass(frozen=True)
 class RunConfig:

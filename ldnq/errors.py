@@ -37,6 +37,15 @@ class ExportError(LdnqError):
     """An exported file does not compute what the network computes."""
 
 
+# torch has no class of its own for what the processor's memory cannot hold, oneDNN and the linker have texts of theirs.
+_LACK = ("allocate", "out of memory", "could not create a primitive", "failed to map segment")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, as far as the error tells."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _LACK)
+
+
 @contextmanager
 def keeping(what: Callable[[], str]) -> Iterator[None]:
     """Whoever interrupts the block is told `what` is kept."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ldnq.errors import NetworkError
+from ldnq.errors import NetworkError, lacks_memory
 
 KINDS = {nn.Conv2d: "conv", nn.Linear: "linear"}
 # A subclass that overrides one of these does something else with its weight than the solvers assume.
@@ -91,6 +91,8 @@ def forward(module: nn.Module, batch: Tensor) -> Tensor:
     try:
         output = module(batch)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if lacks_memory(error):
+            raise
         message = " ".join(str(error).split())[:200]
         raise NetworkError(f"the network fails on a batch of shape {tuple(batch.shape)}: {message}") from error
     if not isinstance(output, Tensor):

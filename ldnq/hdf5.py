@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from ldnq.files import replacing
 
 # What follows the last byte of HDF5's own: this, then the SHA-256 of all that is before it.
 SEAL = b"ldnqseal"
+# What a global heap begins with, its own size included, and what each of its objects does.
+HEAP = re.compile(rb"GCOL\x01.{11}", re.DOTALL)
+OBJECT = 16
 # Deflate cannot do better than a byte for this many.
 MOST_INFLATED = 1032
 
@@ -32,8 +36,8 @@ def created(path: Path, **options: Any) -> Iterator[h5py.File]:
 def opened(path: Path) -> Iterator[h5py.File]:
     """The file for reading, once its seal is seen to be whole: damage never reaches the HDF5 library.
 
-    A file without a seal is opened as it is. Raises `ValueError` where a seal does not match, `OSError` where the file
-    is no HDF5.
+    A file without a seal is opened as it is. Raises `ValueError` where a seal does not match or the library would not
+    come to an end, `OSError` where the file is no HDF5.
     """
     content = path.read_bytes()
     seal = content.rfind(SEAL, -len(SEAL) - hashlib.sha256().digest_size)
@@ -41,8 +45,23 @@ def opened(path: Path) -> Iterator[h5py.File]:
         if hashlib.sha256(memoryview(content)[:seal]).digest() != content[seal + len(SEAL) :]:
             raise ValueError("the seal does not match")
         content = content[:seal]
+    _check_heaps(content)
     with h5py.File(io.BytesIO(content), "r") as file:
         yield file
+
+
+def _check_heaps(content: bytes) -> None:
+    """Raise `ValueError` where a global heap has free space of no size: looking for the next object behind it the
+    library turns in circles (HDF5 file format specification, III.E)."""
+    for found in re.finditer(HEAP, content):
+        place = found.end()
+        end = found.start() + int.from_bytes(content[place - 8 : place], "little")
+        while place + OBJECT <= end <= len(content):
+            index, size = (int.from_bytes(content[place + a : place + b], "little") for a, b in ((0, 2), (8, 16)))
+            step = OBJECT + -(-size // 8) * 8 if index else size
+            if not step:
+                raise ValueError("free space of no size")
+            place += step
 
 
 def read_flat(file: h5py.File, name: str, dtype: str) -> np.ndarray:

@@ -45,7 +45,9 @@ def measure(
     """Accuracy on the test images; None where there are none."""
     if data.test is None:
         return None
-    batches = loader(Prepared(data.test, preprocessing), config.batch_size, config.workers)
+    batches = loader(
+        Prepared(data.test, preprocessing), config.images_at_once(preprocessing.image_size), config.workers
+    )
     return evaluate(
         module, track(batches, description), preprocessing, fabric, data.num_classes or 0, data.family.class_subset
     )

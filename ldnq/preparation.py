@@ -47,7 +47,8 @@ class Preparation:
             prepared = Prepared(self.data.training, preprocessing, self.calibration.indices)
             images, _ = in_memory(prepared, config.workers)
         augmentation = Augmentation(preprocessing.image_size, self.data.family.flip)
-        found = CalibrationImages(images, preprocessing.normalize, augmentation, config.batch_size, self.fabric.device)
+        batch_size = config.images_at_once(preprocessing.image_size)
+        found = CalibrationImages(images, preprocessing.normalize, augmentation, batch_size, self.fabric.device)
         if not options.synthesize:
             return found
         synthesis = Synthesis(options.synthesize, mixed_precision=self.mixed_precision)

@@ -23,13 +23,17 @@ class Strips:
 
     @classmethod
     def of(cls, layer: nn.Module, teacher_layer: nn.Module, x: Tensor, y: Tensor) -> "Strips":
-        """From the input `x` of `layer` and the output `y` of `teacher_layer`, whose bias is taken off; float32."""
-        outputs = graph.outputs_as_matrix(teacher_layer, y).float()
+        """From the input `x` of `layer` and the output `y` of `teacher_layer`, whose bias is taken off; float32, or
+        float64 of one position a sample."""
+        # Values pooled over an image may differ by a hundredth from one to the next, which float32 would lose in their
+        # squares; and these are few.
+        dtype = torch.float64 if y[0].numel() == layer.weight.shape[0] else torch.float32
+        outputs = graph.outputs_as_matrix(teacher_layer, y).to(dtype)
         if isinstance(layer, nn.Conv2d) and layer.stride[0] == 1 and layer.kernel_size[0] > 1:
             by_rows = outputs.unflatten(2, (-1, *y.shape[-2:])).transpose(2, 3).flatten(3)
-            return cls(graph.unfold_rows(layer, x).float(), by_rows, layer.kernel_size, layer.dilation[0])
+            return cls(graph.unfold_rows(layer, x).to(dtype), by_rows, layer.kernel_size, layer.dilation[0])
         # Windows hardly overlap: whole columns, as if they were the one row of a single input.
-        return cls(graph.unfold(layer, x).float().unsqueeze(2), outputs.unsqueeze(2), (1, 1), 1)
+        return cls(graph.unfold(layer, x).to(dtype).unsqueeze(2), outputs.unsqueeze(2), (1, 1), 1)
 
     @property
     def positions(self) -> int:

@@ -1,7 +1,9 @@
-"""Device, precision, threads and processes: decided here and nowhere else (by lightning-fabric)."""
+"""Device, precision, threads, processes and memory: decided here and nowhere else (by lightning-fabric)."""
 
+import ctypes
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +73,14 @@ def deterministic(wanted: bool) -> Iterator[None]:
 def mixes_in_training(device: str, options: RuntimeConfig) -> bool:
     """Whether gradient steps on a kind of `device` run in bfloat16: by request, or where it is fast."""
     return options.precision == "bf16" or (options.precision == "auto" and _has_bf16(device))
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system: the C library of Linux keeps gigabytes of it, piecemeal, for more
+    tensors of the same size."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def environment() -> dict[str, Any]:

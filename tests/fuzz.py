@@ -195,6 +195,7 @@ def _child(files: dict[str, bytes], numbers: range, send: Callable) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, grown[1]))
     with tempfile.TemporaryDirectory() as folder:
         send((numbers.start - 1, "", "started"))
+        signal.alarm(SECONDS)
         for result in attempts(files, Path(folder), numbers):
             send(result)
             signal.alarm(SECONDS)

@@ -149,3 +149,14 @@ def test_a_cell_holds_the_values_that_round_to_its_level(codebook):
     outside = (codebook.nearest(lower - 1e-3) != codes) | (lower == codebook.levels[0])
     assert bool(outside.all())
     assert bool(((codebook.nearest(upper + 1e-3) != codes) | (upper == codebook.levels[-1])).all())
+
+
+def test_cells_come_in_the_dtype_asked_for():
+    lower, upper = Codebook((-1.0, -1 / 3, 1 / 3, 1.0)).cell(torch.tensor([2], dtype=torch.uint8), torch.float64)
+    assert (lower.tolist(), upper.tolist()) == ([0.0], [(1 + 1 / 3) / 2])
+
+
+def test_numbers_in_double_precision_are_rounded_in_double_precision():
+    middle = (1 + 1 / 3) / 2
+    values = torch.tensor([middle, math.nextafter(middle, 0), -middle, math.nextafter(-middle, 0)], dtype=torch.float64)
+    assert Codebook((-1.0, -1 / 3, 1 / 3, 1.0)).nearest(values).tolist() == [3, 2, 0, 1]

@@ -152,3 +152,9 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_line(option, value, expec
 def test_target_bits_are_those_of_three_levels_or_more(bits):
     with pytest.raises(UsageError, match=r"expected target bits of at least 1\.585, which 3 levels take, got "):
         RecipeConfig(kbits="auto", target_bits=bits)
+
+
+def test_of_images_over_128_pixels_there_are_fewer_at_once():
+    options = RuntimeConfig(batch_size=128)
+    assert [options.images_at_once(size) for size in (32, 128, 256, 4096)] == [128, 128, 32, 1]
+    assert RuntimeConfig(batch_size=1).images_at_once(224) == 1

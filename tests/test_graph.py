@@ -117,6 +117,15 @@ def test_a_network_that_cannot_take_the_input_is_named_in_one_line():
     assert "\n" not in str(error.value)
 
 
+def test_a_lack_of_memory_is_no_fault_of_the_network():
+    class Greedy(nn.Module):
+        def forward(self, x):
+            return torch.empty(1 << 60)
+
+    with pytest.raises(RuntimeError, match="allocate"):
+        graph.forward(Greedy(), torch.ones(1))
+
+
 def test_outputs_of_modules_are_recorded_while_inside():
     network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
     x, y = torch.randn(5, 3), torch.randn(2, 3)

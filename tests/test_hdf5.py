@@ -53,6 +53,25 @@ def test_any_damage_of_a_sealed_file_is_found_before_it_is_opened(path, monkeypa
         _read(path)
 
 
+def test_a_heap_that_the_library_would_search_for_ever_is_refused_before_it_is_opened(tmp_path, monkeypatch):
+    path = tmp_path / "text.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["name"] = "text of any length lies in a global heap"
+        file["values"] = VALUES
+    assert np.array_equal(_read(path), VALUES)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"GCOL")
+    size = int.from_bytes(content[start + 8 : start + 16], "little")
+    free = start + 16 + 16 + 40  # behind the heap's own header and the one object, 40 characters
+    assert content[free : free + 2] == b"\0\0"
+    assert int.from_bytes(content[free + 8 : free + 16], "little") == start + size - free
+    content[free + 8 : free + 16] = bytes(8)
+    path.write_bytes(content)
+    monkeypatch.setattr(h5py, "File", None)
+    with pytest.raises(ValueError, match="free space of no size"):
+        _read(path)
+
+
 def _empty_claim(file):
     file.create_dataset("values", (10**14,), "<i8")
 

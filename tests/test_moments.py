@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from ldnq import moments
+from ldnq.errors import NetworkError
 from ldnq.graph import find_layers, run_to
+from ldnq.problem import least_squares
 
 
 def _pair(*modules):
@@ -67,6 +69,19 @@ def test_relative_error_is_that_of_the_outputs():
     output = student[:2](x).detach() @ weights.T
     expected = (target - output).square().sum() / target.square().sum()
     assert found.relative_error(weights.double().unsqueeze(0)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(2000, 10), nn.Conv2d(2000, 10, 1)], ids=["linear", "1x1"])
+def test_inputs_that_hardly_differ_from_one_image_to_the_next_keep_what_differs(layer):
+    # As random features, pooled over noise, do. Centred in single precision their Gram matrix is not even semidefinite.
+    x = torch.rand(1, 2000) + 0.01 * torch.randn(40, 2000)
+    network = nn.Sequential(layer)
+    inputs = x if isinstance(layer, nn.Linear) else x[:, :, None, None]
+    with torch.no_grad():
+        found = _gather(network, network, find_layers(network, inputs[:1])[0][0], [inputs]).centred()
+    differences = (x.double() - x.double().mean(0)).T
+    torch.testing.assert_close(found.gram[0], differences @ differences.T / 40, rtol=1e-6, atol=1e-12)
+    least_squares(found.gram, found.cross, layer.weight.detach().double().view(1, 10, -1), 0.01)
 
 
 def test_a_layer_that_runs_twice_is_measured_in_both_calls():
@@ -161,3 +176,20 @@ def test_moments_of_every_convolution_are_those_of_float64(options):
     assert ((found.cross - Y @ X.mT / positions).abs() <= 2e-6 * size @ root.mT).all()
     assert ((found.mean - X.mean(2, keepdim=True)).abs() <= 1e-6 * root).all()
     assert found.energy == pytest.approx(float(Y.square().sum((0, 1)).mean()), rel=1e-6)
+
+
+def test_the_relative_error_of_nothing_wanted_is_none_or_infinite():
+    layer = nn.Linear(3, 2, bias=False)
+    nn.init.zeros_(layer.weight)
+    network, x = nn.Sequential(layer), torch.randn(8, 3)
+    found = _gather(network, network, find_layers(network, x[:1])[0][0], [x])
+    assert found.relative_error(torch.zeros(1, 2, 3, dtype=torch.float64)) == 0
+    assert found.relative_error(torch.ones(1, 2, 3, dtype=torch.float64)) == float("inf")
+
+
+def test_inputs_whose_squares_are_infinite_name_the_layer():
+    network, x = nn.Sequential(nn.Linear(3, 2)), torch.full((8, 3), 1e30)
+    layer = find_layers(network, x[:1])[0][0]
+    x[0, 0] = torch.inf
+    with pytest.raises(NetworkError, match="found NaN, infinity or more at layer 0: check these images"):
+        _gather(network, network, layer, [x])

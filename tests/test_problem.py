@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ldnq.codebook import Codebook
-from ldnq.problem import LayerProblem, least_squares, project
+from ldnq.errors import NetworkError
+from ldnq.problem import LayerProblem, factorize, least_squares, project
 from tests.solvers.problems import make_problem
 
 KBITS = [3, 5, 7, 9, 11]
@@ -269,3 +270,10 @@ def test_a_row_of_zeros_among_coupled_ones_keeps_its_scale():
     fit = problem.fit(levels, torch.full((1, 3, 1), 0.5, dtype=torch.float64))
     assert fit.scale[0, 1].item() == 0.5
     assert bool(torch.isfinite(fit.scale).all() and (fit.scale > 0).all())
+
+
+def test_a_matrix_without_a_cholesky_factor_is_one_line():
+    indefinite = torch.tensor([[[1.0, 2.0], [2.0, 1.0]]], dtype=torch.float64)
+    with pytest.raises(NetworkError, match=r"^the inputs of a layer have no usable second moments") as error:
+        factorize(indefinite)
+    assert "\n" not in str(error.value)

@@ -147,14 +147,17 @@ def _runtime_options(precisions: Sequence[str]) -> Callable:
         click.option(
             "--precision", type=click.Choice(precisions), default="auto", show_default=True, help="Of network passes."
         ),
-        click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images at once."),
+        click.option(
+            "--batch-size", type=click.IntRange(1), default=128, show_default=True,
+            help="Images at once; of more than 128 pixels fewer, but in training.",
+        ),
         click.option(
             "--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images."
         ),
         click.option(
             "--threads", type=click.IntRange(0), default=0, help="Threads of the processor; 0: torch's choice."
         ),
-    )
+    )  # fmt: skip
 
 
 runtime_options = _runtime_options(PRECISIONS)

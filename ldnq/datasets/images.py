@@ -1,6 +1,7 @@
 """Collections of labelled images: files on disk, or one array in memory."""
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,8 +73,11 @@ class FileImages(Images):
     def picture(self, index: int) -> Image.Image:
         path = self.root / str(self.paths[index])
         try:
-            with Image.open(path) as image:
-                return to_rgb(image)
+            with warnings.catch_warnings():
+                # Pillow's own limit is twice the size that it warns of, which some cameras reach.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    return to_rgb(image)
         except FileNotFoundError as error:
             raise DataError(f"image {path} is gone: it was there when the folder was listed") from error
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -19,6 +19,7 @@ from ldnq.moments import Moments, gather_moments
 from ldnq.problem import Solver, least_squares
 from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
+from ldnq.runtime import release_memory
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.reconstruction import Reconstruction
 from ldnq.stages.selection import check_patterns, choose_layers
@@ -96,6 +97,7 @@ class Layerwise:
             if self.cascade:
                 state = self.cascade(state, calibration, generator)
             state.journal.note(state, generator)
+            release_memory()
         return state
 
     def prepare(self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator) -> Course:
@@ -144,6 +146,7 @@ class Layerwise:
         number = -(-len(calibration) // calibration.batch_size)
         batches = track(calibration.batches(), "measuring sensitivities", total=number)
         found = sensitivities(state.teacher, layers, batches, self.draws, generator)
+        release_memory()
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
 
     def _damped(self, sensitivity: Tensor) -> Tensor:

@@ -165,3 +165,23 @@ def test_who_interrupts_is_told_what_is_kept(ldnq, tiny, workdir, monkeypatch, p
     assert (result.code, result.out) == (130, "")
     assert result.err.splitlines()[-1] == f"interrupted: {kept}"
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:131] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("could not create a primitive"),
+        ImportError("_csr.cpython-311-x86_64-linux-gnu.so: failed to map segment from shared object"),
+    ],
+    ids=["python", "torch", "onednn", "linker"],
+)
+def test_a_lack_of_memory_is_one_line(ldnq, tiny, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("ldnq.measurement.evaluate", fail)
+    result = ldnq("evaluate", *tiny)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1].startswith("error: not enough memory: use a smaller --batch-size")

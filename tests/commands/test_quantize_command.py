@@ -75,7 +75,7 @@ def test_the_fast_preset_takes_no_gradient_step_and_keeps_most_of_the_accuracy(l
     fast, paper = _metrics(workdir / "fast"), _metrics(workdir / "paper")
     assert (fast["solver"], fast["preset"]) == ("coordinate-descent", "fast")
     assert fast["quantized_top1"] > paper["quantized_top1"]
-    assert fast["packed_bytes"] == pytest.approx(paper["packed_bytes"], abs=64)
+    assert fast["packed_bytes"] == pytest.approx(paper["packed_bytes"], rel=0.03)  # codes deflated
     again = ldnq("quantize", "--config", "fast/config.json", "--no-training", "--output", "again")
     assert again.code == 0, again.err
     assert _metrics(workdir / "again")["quantized_top1"] == fast["quantized_top1"]

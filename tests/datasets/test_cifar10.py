@@ -56,6 +56,29 @@ def test_a_folder_without_the_published_batches_is_refused_in_one_line(tmp_path,
     assert "\n" not in str(e.value)
 
 
+class _Opened:
+    """Leaves a file behind when its pickle is loaded."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_pickles_are_not_opened_before_their_checksum_is_right(tmp_path, name):
+    _batches(tmp_path)
+    file, trace = tmp_path / "cifar-10-batches-py" / name, tmp_path / "opened"
+    file.write_bytes(pickle.dumps(_Opened(trace)))
+    with pytest.raises(DataError, match="no CIFAR-10 in"):
+        load(tmp_path)
+    assert not trace.exists()
+    # It would have shown.
+    pickle.loads(file.read_bytes()).close()
+    assert trace.exists()
+
+
 def test_a_download_without_a_network_is_refused_in_one_line(tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

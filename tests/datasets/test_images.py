@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -207,6 +209,27 @@ def test_an_image_that_cannot_be_decoded_is_named(write_images, spoil, extension
     with pytest.raises(DataError, match=rf"cannot decode image .*broken\.{extension}: remove or replace it") as error:
         class_folders(root).picture(1)
     one_line(error)
+
+
+def test_a_picture_that_would_unpack_to_gigabytes_is_named(write_images):
+    root = write_images({"a": 1})
+    path = root / "a" / "0.png"
+    header = bytearray(path.read_bytes())
+    header[16:24] = struct.pack(">II", 40_000, 40_000)
+    header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+    path.write_bytes(header)
+    with pytest.raises(DataError, match=r"cannot decode image .*0\.png: remove or replace it \(.*bomb") as error:
+        class_folders(root).picture(0)
+    one_line(error)
+
+
+def test_a_picture_up_to_twice_as_large_as_pillow_likes_is_read_without_a_warning(write_images, monkeypatch):
+    root = write_images({"a": 1})  # 108 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    assert class_folders(root).picture(0).size == (9, 12)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(DataError, match="bomb"):
+        class_folders(root).picture(0)
 
 
 def test_an_image_that_vanished_is_named(write_images):

@@ -130,3 +130,11 @@ def test_weights_on_the_levels_already_are_left_alone():
     target = 0.25 * torch.tensor([[[2.0, -1.0, 0.0], [1.0, 1.0, -2.0]]], dtype=torch.float64)
     problem = LayerProblem(target, make_problem((1, 2, 3)).gram, make_problem(kbits=5).codebook)
     torch.testing.assert_close(weights_of(problem, CoordinateDescent()(problem)), target)
+
+
+def test_it_ends_with_the_first_sweep_that_hardly_lowers_the_error():
+    problem = make_problem((1, 6, 24), change=correlate)
+    *errors, _ = CoordinateDescent(starts=(Nearest(),), tolerance=0.05)(problem).errors
+    shares = [later / earlier for earlier, later in itertools.pairwise(errors)]
+    assert len(shares) > 1
+    assert max(shares[:-1]) < 0.95 <= shares[-1]

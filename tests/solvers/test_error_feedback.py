@@ -134,3 +134,11 @@ def test_of_few_weights_the_codes_and_the_scale_are_nearly_the_best_of_all():
     assert min(ratios) > 1 - 1e-9
     # Measured: 1.000 at most; 1.8 with a beam of 16 for one scale.
     assert max(ratios) < 1.02
+
+
+def test_of_few_weights_any_beam_but_one_follows_as_many_roundings():
+    problem = make_problem((1, 6, 24), change=correlate)
+    one, two, many = (ErrorFeedback(beam=beam)(problem) for beam in (1, 2, 16))
+    assert torch.equal(two.codes, many.codes)
+    assert two.errors == many.errors
+    assert two.errors[-1] < one.errors[-1]

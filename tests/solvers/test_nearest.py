@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ def test_nearest_is_in_the_table_of_solvers():
 
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per layer", "per channel"])
 @pytest.mark.parametrize(("groups", "rows"), [(1, 3), (2, 2), (4, 1)], ids=["dense", "grouped", "depthwise"])
-def test_the_one_error_is_that_of_the_weights_returned(groups, rows, per_channel):
-    problem = _problem(groups, rows, per_channel=per_channel)
+@pytest.mark.parametrize("inner", [1 / 2, 1 / 3], ids=["exact in binary", "rounded"])
+def test_the_one_error_is_that_of_the_weights_returned(groups, rows, per_channel, inner):
+    problem = replace(_problem(groups, rows, per_channel=per_channel), codebook=Codebook((-1.0, -inner, inner, 1.0)))
     solution = Nearest()(problem)
     assert solution.codes.shape == problem.target.shape
     assert solution.scale.shape == ((groups, rows, 1) if per_channel else (1, 1, 1))
