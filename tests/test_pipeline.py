@@ -133,9 +133,9 @@ def test_pruned_weights_are_refused_with_what_to_do():
 
 
 def test_a_network_that_overflows_is_refused_in_one_line():
-    network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    network = nn.Sequential(nn.Conv2d(4, 3, 1), nn.Conv2d(3, 2, 1))
     with torch.no_grad():
         network[0].weight[:] = 1e30
     with pytest.raises(NetworkError, match="infinity or more at layer 0") as error:
-        ldnq.quantize(network, [torch.randn(8, 4).abs()], kbits=3)
+        ldnq.quantize(network, [torch.randn(8, 4, 2, 2).abs()], kbits=3)
     assert "\n" not in str(error.value)
