@@ -72,7 +72,7 @@ def load_teacher(
     images by the student's `preprocessing`, or tells other classes apart than those of `data`."""
     if model:
         network = NetworkConfig(model, num_classes=network.num_classes)
-    network = replace(network, checkpoint=str(weights), num_classes=network.num_classes or data.num_classes)
+    network = replace(network, checkpoint=str(weights))
     teacher = load_network(network, options, data.family, data.num_classes)
     for name in ("image_size", "mean", "std"):
         ours, theirs = getattr(preprocessing, name), getattr(teacher.preprocessing, name)

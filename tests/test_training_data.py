@@ -6,6 +6,7 @@ from ldnq.config import DataConfig, NetworkConfig
 from ldnq.data import load_data
 from ldnq.datasets import datasets
 from ldnq.errors import UsageError
+from ldnq.network import shipped_folders
 from ldnq.preprocessing import Preprocessing
 from ldnq.training_data import load_teacher, split, training_images
 from ldnq.training_recipe import TrainingRecipe
@@ -47,9 +48,10 @@ def test_large_images_are_kept_larger_than_those_that_judge(digits):
 
 def test_a_teacher_sees_the_same_images(digits):
     network, options = RESNET, DataConfig(dataset="digits")
+    weights = shipped_folders()[0] / "resnet20-digits.safetensors"
     own = Preprocessing(32, digits.family.mean, digits.family.std)
-    assert not load_teacher(network, options, digits, own).training
+    assert not load_teacher(network, weights, None, options, digits, own).training
     with pytest.raises(UsageError, match=r"expected a teacher of std \(1, 1, 1\), as the network, found .*: see --std"):
-        load_teacher(network, options, digits, Preprocessing(32, own.mean, (1, 1, 1)))
+        load_teacher(network, weights, None, options, digits, Preprocessing(32, own.mean, (1, 1, 1)))
     with pytest.raises(UsageError, match="expected a teacher of image-size 40, as the network, found 32"):
-        load_teacher(network, options, digits, Preprocessing(40, own.mean, own.std))
+        load_teacher(network, weights, None, options, digits, Preprocessing(40, own.mean, own.std))
