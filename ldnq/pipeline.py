@@ -55,7 +55,8 @@ def run(
     folder = RunFolder.create(output or default_folder(*name))
     headline(f"{config.network.model} on {prepared.data.family.name}")
     with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if curves else None), keeping(folder.kept):
-        folder.write_config(prepared.config.to_dict())
+        if not folder.journal.exists():  # else the run that it belongs to has written its own
+            folder.write_config(prepared.config.to_dict())
         teacher = teacher or _measure_teacher(prepared)
         model, metrics = _run(prepared, folder, teacher)
         metrics |= {"command": command, "seconds": time.perf_counter() - started, "environment": runtime.environment()}

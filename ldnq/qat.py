@@ -84,7 +84,8 @@ def train(wanted: QuantizedRun) -> RunResult:
     what = wanted.quantization.method
     folder = RunFolder.create(wanted.output or default_folder(config.network.file_name, dataset.name, what))
     with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if wanted.curves else None):
-        wanted.write_config(folder)
+        if not folder.training.exists():  # else the run that it belongs to has written its own
+            wanted.write_config(folder)
         lesson = Lesson.prepare(wanted, family, dataset)
         headline(f"{config.network.model} on {dataset.name}, {what}")
         model, metrics, teacher = _run(lesson, folder)

@@ -67,6 +67,16 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(ldnq, options, trained, w
     assert all(tensor.equal(second.tensors[name]) for name, tensor in first.tensors.items())
 
 
+def test_a_run_that_is_refused_leaves_the_one_before_as_it_was(ldnq, options, workdir):
+    (workdir / "run").mkdir()
+    (workdir / "run/config.json").write_text("{}")
+    (workdir / "run/state.pt").write_bytes(b"of another run")
+    result = ldnq("qat", *options, "-o", "run")
+    assert result.code == 2
+    assert "run/state.pt is damaged" in result.err
+    assert (workdir / "run/config.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

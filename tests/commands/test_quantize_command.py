@@ -439,6 +439,16 @@ def test_a_run_that_had_not_begun_starts_over(ldnq, tiny, workdir):
     assert (workdir / "run/metrics.json").exists()
 
 
+def test_a_run_that_is_refused_leaves_the_one_before_as_it_was(ldnq, tiny, workdir):
+    (workdir / "run").mkdir()
+    (workdir / "run/config.json").write_text("{}")
+    (workdir / "run/journal.safetensors").write_bytes(b"of another run")
+    result = ldnq("quantize", *tiny, "--output", "run")
+    assert result.code == 2
+    assert "run/journal.safetensors is damaged" in result.err
+    assert (workdir / "run/config.json").read_text() == "{}"
+
+
 def test_one_run_at_a_time_writes_to_a_folder(ldnq, tiny, workdir):
     (workdir / "run").mkdir()
     with FileLock(workdir / "run/.lock"):
