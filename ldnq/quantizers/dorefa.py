@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -82,7 +83,7 @@ class UnitInputs(InputQuantizer):
 
     def forward(self, x: Tensor, compute: Compute) -> Tensor:
         if self.bits < FLOAT:
-            x = x.clamp(0, 1)
+            x = F.hardtanh(x, 0, 1)
             x = rounded(x, self.bits) if self.training else _round(x, self.bits)
         y = compute(x)
         return _RoundGradient.apply(y, self.gradient_bits) if self.training and self.gradient_bits < FLOAT else y
@@ -93,7 +94,7 @@ class UnitInputs(InputQuantizer):
 
 def rounded(x: Tensor, bits: int) -> Tensor:
     """q_k: `x` between 0 and 1 to the nearest of 2^`bits` values, the gradient passed through (equation 5)."""
-    return straight_through(_round(x, bits), x)
+    return straight_through(_round(x.detach(), bits), x)
 
 
 def _round(x: Tensor, bits: int) -> Tensor:

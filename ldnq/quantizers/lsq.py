@@ -91,7 +91,7 @@ class StepInputs(InputQuantizer):
             return compute((x / self.step).clamp(*self.ends).round() * self.step)
         step = _scaled_gradient(self.step, (x[0].numel() * self.ends[1]) ** -0.5)
         clipped = (x / step).clamp(*self.ends)
-        return compute(straight_through(clipped.round(), clipped) * step)
+        return compute(straight_through(clipped.detach().round(), clipped) * step)
 
     def options(self) -> dict[str, Any]:
         return {"bits": self.bits, "signed": self.signed}

@@ -88,7 +88,7 @@ class SignInputs(InputQuantizer):
 
     def forward(self, x: Tensor, compute: Compute) -> Tensor:
         x = self.norm(x)
-        y = compute(straight_through(sign(x), x.clamp(-1, 1)) if self.training else sign(x))
+        y = compute(straight_through(sign(x.detach()), F.hardtanh(x)) if self.training else sign(x))
         return y * self._magnitude(x) if self.scale else y
 
     def _magnitude(self, x: Tensor) -> Tensor:

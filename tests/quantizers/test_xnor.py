@@ -34,7 +34,7 @@ def test_weights_are_centred_over_inputs_and_clipped():
 
 
 def test_the_gradient_of_inputs_passes_below_one():
-    x = torch.tensor([[0.0, -0.5, 1.5, -3.0]], requires_grad=True)
+    x = torch.tensor([[-0.0, -0.5, 1.5, -3.0]], requires_grad=True)
     y = SignInputs(nn.Linear(4, 1), norm=False).train()(x, lambda x: x)
     np.testing.assert_array_equal(y.detach(), [[1, -1, 1, -1]])
     y.sum().backward()
