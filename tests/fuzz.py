@@ -6,6 +6,7 @@ Input number i of a kind is always the same: a valid file, damaged as a random g
 read them, each within a bound of memory and time, so that a crash or a hang is counted too.
 """
 
+import copy
 import hashlib
 import json
 import multiprocessing
@@ -17,6 +18,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -33,6 +35,7 @@ from ldnq.commands.quantize import quantize_command
 from ldnq.config import RunConfig
 from ldnq.errors import LdnqError
 from ldnq.export import export
+from ldnq.quantizers.inputs import rebuilt
 from tests.formats.networks import SmallNet, small_model
 
 MEMORY = 1 << 30
@@ -43,11 +46,19 @@ HOSTILE = [
     {}, [[]] * 100, {"a": {}}, [2**40, 2**40], [0, -1], ["float32"],
 ]  # fmt: skip
 
+# How layers of the network round what they are given, as trained ones do.
+INPUTS = {
+    "features.3": {"kind": "sign", "norm": True, "scale": True},
+    "head": {"kind": "step", "bits": 4, "signed": False},
+}
+
 
 def valid(folder: Path) -> dict[str, bytes]:
     """A file of every kind, by the name that tells its reader."""
     model = small_model(provenance={"kbits": 3, "dataset": "digits"})
     formats.h5.save(model, folder / "model.h5")
+    rounding = rebuilt(copy.deepcopy(model.module), INPUTS)
+    formats.h5.save(replace(model, module=rounding, inputs=INPUTS), folder / "trained.h5")
     export(model, folder / "model.onnx", formats.formats.get("onnx")(), IMAGES)
     export(model, folder / "model.safetensors", formats.formats.get("safetensors")(), IMAGES)
     state = model.module.state_dict()
@@ -81,6 +92,7 @@ def damaged(name: str, content: bytes, path: Path, rng: np.random.Generator) -> 
         "model.h5": _header_of_h5,
         "model.onnx": _header_of_onnx,
         "model.safetensors": _header_of_safetensors,
+        "trained.h5": _header_of_h5,
     }.get(name)
     path.write_bytes(content)
     if about and rng.random() < 0.5:

@@ -64,9 +64,6 @@ def with_inputs(module: nn.Module, quantizers: Mapping[str, InputQuantizer]) -> 
     """
     for name, quantizer in quantizers.items():
         layer = _layer(module, name)
-        if type(layer) not in (*ROUNDED, *ROUNDED.values()):
-            found = type(layer).__name__
-            raise NetworkError(f"expected a Conv2d or Linear layer {name} to round the inputs of, found {found}")
         layer.__class__ = ROUNDED.get(type(layer), type(layer))
         layer.inputs = quantizer.to(layer.weight.device)
     return module
@@ -98,6 +95,10 @@ def check_bits(bits: int) -> int:
 
 def _layer(module: nn.Module, name: str) -> nn.Module:
     try:
-        return module.get_submodule(name)
+        layer = module.get_submodule(name)
     except AttributeError as error:
         raise NetworkError(f"the network has no layer {name} to round the inputs of: is it another version?") from error
+    if type(layer) not in (*ROUNDED, *ROUNDED.values()):
+        found = type(layer).__name__
+        raise NetworkError(f"expected a Conv2d or Linear layer {name} to round the inputs of, found {found}")
+    return layer

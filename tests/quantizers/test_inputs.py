@@ -44,6 +44,7 @@ def test_a_network_made_again_computes_the_same():
     [
         ({"9": {"kind": "unit", "bits": 4}}, "no layer 9"),
         ({"1": {"kind": "unit", "bits": 4}}, "expected a Conv2d or Linear layer 1"),
+        ({"1": {"kind": "sign", "norm": True}}, "expected a Conv2d or Linear layer 1"),
         ({"0": {"kind": "units", "bits": 4}}, "unknown kind of rounding 'units'"),
         ({"0": {"bits": 4}}, "expected a known rounding"),
         ({"0": {"kind": "unit", "bits": 4, "more": 1}}, "expected a known rounding"),
