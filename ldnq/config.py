@@ -180,7 +180,7 @@ class TrainedConfig:
         if self.method not in TRAINED:
             raise UsageError(f"expected a method of {', '.join(TRAINED)}, got {self.method!r}")
         own = TRAINED[self.method]
-        for name in {option for options in TRAINED.values() for option in options}:
+        for name in dict.fromkeys(option for options in TRAINED.values() for option in options):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, own.get(name))
             elif name not in own:
@@ -188,8 +188,8 @@ class TrainedConfig:
         for name in ("wbits", "abits", "gbits"):
             if getattr(self, name) not in (None, *BITS):
                 raise UsageError(f"expected {name} of {', '.join(map(str, BITS))}, got {getattr(self, name)}")
-        if self.method == "lsq" and self.wbits == 1:
-            raise UsageError("expected wbits of 2 or more with lsq, whose levels are multiples of a step, got 1")
+        if self.method == "lsq" and self.wbits in (1, 16):
+            raise UsageError(f"expected wbits of 2, 3, 4, 8 or {FLOAT} with lsq, got {self.wbits}")
         if self.kbits not in (None, *KBITS):
             raise UsageError(f"expected kbits of {', '.join(map(str, KBITS))}, got {self.kbits}")
         if self.scale not in (None, *SCALES):

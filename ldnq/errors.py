@@ -33,6 +33,10 @@ class TrainingError(LdnqError):
     """A training has gone astray: its loss or its weights are no numbers to go on with."""
 
 
+class MissingWeightsError(CheckpointError):
+    """There are no weights where they are looked for."""
+
+
 class ExportError(LdnqError):
     """An exported file does not compute what the network computes."""
 

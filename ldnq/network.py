@@ -16,7 +16,7 @@ import ldnq
 from ldnq import checkpoints, graph
 from ldnq.config import DataConfig, NetworkConfig
 from ldnq.datasets import DatasetFamily
-from ldnq.errors import CheckpointError, NetworkError, UsageError
+from ldnq.errors import MissingWeightsError, NetworkError, UsageError
 from ldnq.models import ModelFamily, models, timm
 from ldnq.preprocessing import Preprocessing
 
@@ -128,7 +128,7 @@ def _find_weights(
                 return tensors, card, str(folder / name)
     if published:
         return published.fetch(config.pretrained_dir), published.card, str(published)
-    raise CheckpointError(
+    raise MissingWeightsError(
         f"no weights for {config.model} on {dataset.name}: put {next(iter(names))} (or {', '.join(EXTENSIONS[1:])}) "
         f"into {config.pretrained_dir}/, give --checkpoint, or train them with 'ldnq train'"
     )

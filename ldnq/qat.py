@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ldnq.config import RunConfig, TrainedConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets import DatasetFamily
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.errors import CheckpointError, DataError, UsageError, keeping
+from ldnq.errors import CheckpointError, DataError, MissingWeightsError, UsageError, keeping
 from ldnq.evaluation import Accuracy
 from ldnq.measurement import measure
 from ldnq.models import ModelFamily
@@ -35,7 +35,7 @@ from ldnq.results import RunResult, left_float
 from ldnq.runs import RunFolder, default_folder
 from ldnq.stages.training import Pupil, QuantizedTraining
 from ldnq.training import Trainer
-from ldnq.training_data import load_teacher, training_images
+from ldnq.training_data import load_teacher, split, training_images
 from ldnq.training_recipe import TrainingRecipe
 
 log = logging.getLogger(__name__)
@@ -138,44 +138,56 @@ class Lesson:
         network, data = self.network, self.data
         return (
             f"{network.model} {dict(network.model_args)} on {data.family.name} {data.training.fingerprint()} as "
-            f"{network.preprocessing} from {network.source} by {self.wanted.quantization}"
+            f"{network.preprocessing} from {network.source} by {self.wanted.quantization} with "
+            f"{self.wanted.teacher or 'no teacher'}"
         )
 
 
 def _find_network(wanted: QuantizedRun, family: ModelFamily, data: Data) -> tuple[Network, bool]:
     """The network to start from, in the form that is trained quantized, and whether its weights are random."""
-    config = wanted.config
+    config, init = wanted.config, wanted.init
+    if config.network.checkpoint and init not in (None, PRETRAINED):
+        raise UsageError(f"expected --checkpoint or --init {init}, got both")
     form = dict(family.quantized_args)
     if methods.get(wanted.quantization.method).binary:
         form |= family.binary_args
-    asked = replace(config.network, model_args=form | config.network.model_args)
-    if wanted.init in (None, PRETRAINED):
+    if init in (None, PRETRAINED):
+        asked = replace(config.network, model_args=form | config.network.model_args)
         try:
             return load_network(asked, config.data, data.family, data.num_classes), False
-        except CheckpointError as error:
-            if wanted.init:
+        except MissingWeightsError as error:
+            if init:
                 raise
             log.info("starting from random weights: %s", error)
-    arguments = dict(asked.model_args)
-    if ":" not in asked.model or asked.num_classes:
-        arguments["num_classes"] = asked.num_classes or data.num_classes
-    module = build(asked.model, arguments)
-    preprocessing = decide_preprocessing(family, config.data, data.family)
-    if wanted.init in (None, SCRATCH):
-        return Network(module, asked.model, arguments, preprocessing, "random weights"), True
-    path = Path(wanted.init)
-    start_from(module, _weights(path), str(path))
-    return Network(module, asked.model, arguments, preprocessing, str(path)), False
+    tensors, card = ({}, {}) if init in (None, SCRATCH) else _weights(Path(init))
+    arguments = form | {**card.get("model_args", {}), **config.network.model_args}
+    if ":" not in config.network.model or config.network.num_classes:
+        arguments["num_classes"] = config.network.num_classes or data.num_classes
+    module = build(config.network.model, arguments)
+    preprocessing = decide_preprocessing(family, config.data, data.family, card)
+    if tensors:
+        start_from(module, tensors, str(init))
+    source = str(init) if tensors else "random weights"
+    return Network(module, config.network.model, arguments, preprocessing, source), not tensors
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of float weights, in a run's folder or in a quantized checkpoint."""
-    if not (path.is_dir() or path.suffix in (".h5", ".onnx")):
-        return dict(checkpoints.read(path)[0])
+def _weights(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """State dict and model card in a file of float weights, in a quantized checkpoint, or in a run's folder."""
+    if path.is_dir():
+        found = [*path.glob("model.h5"), *path.glob("*.safetensors")]
+        if not found:
+            raise CheckpointError(f"no weights in {path}: expected a run of 'ldnq quantize' or 'ldnq train'")
+        path = found[0]
+    if path.suffix not in (".h5", ".onnx"):
+        tensors, card = checkpoints.read(path)
+        return dict(tensors), card
     contents = formats.read(path)
     if contents.folded or contents.inputs:
         raise UsageError(f"expected weights of a float network or of 'ldnq quantize' in {path}, found trained ones")
-    return contents.tensors | {name: weight.dequantize() for name, weight in contents.weights.items()}
+    card = {"model_args": contents.model_args}
+    if contents.preprocessing:
+        card["preprocessing"] = contents.preprocessing.to_dict()
+    return contents.tensors | {name: weight.dequantize() for name, weight in contents.weights.items()}, card
 
 
 def _run(lesson: Lesson, folder: RunFolder) -> tuple[QuantizedModel, dict[str, Any], Accuracy | None]:
@@ -242,6 +254,7 @@ def _fit(lesson: Lesson, folder: RunFolder, weigh: Callable[..., Accuracy | None
         test=partial(weigh, description="testing"),
     )
     if trainer.resume():
+        wanted.write_config(folder)
         log.info("going on after epoch %d of %d", trainer.epoch, wanted.recipe.epochs)
     with keeping(lambda: _kept(trainer, folder)):
         trainer.run()
@@ -271,7 +284,7 @@ def _metrics(lesson: Lesson, state: QuantizationState) -> dict[str, Any]:
         "seed": wanted.recipe.seed,
         "calibration_samples": 0,
         "synthesized_samples": 0,
-        "train_images": len(lesson.data.training),
+        "train_images": len(split(len(lesson.data.training), wanted.recipe.hold_out, wanted.recipe.seed)[0]),
         "epochs": wanted.recipe.epochs,
         "update": quantization.update,
         **{name: getattr(quantization, name) for name in ("wbits", "abits", "gbits", "input_scale")},

@@ -119,7 +119,7 @@ def test_a_run_goes_on_from_a_quantized_network(workdir):
         ({"method": "dorefas"}, "expected a method of dorefa, xnor, lsq, pot, got 'dorefas'"),
         ({"method": "xnor", "wbits": 2}, "wbits are no option of xnor"),
         ({"method": "dorefa", "wbits": 5}, "expected wbits of 1, 2, 3, 4, 8, 16, 32, got 5"),
-        ({"method": "lsq", "wbits": 1}, "expected wbits of 2 or more with lsq"),
+        ({"method": "lsq", "wbits": 1}, "expected wbits of 2, 3, 4, 8 or 32 with lsq"),
         ({"method": "pot", "kbits": 4}, "expected kbits of 3, 5, 7, 9, 11, got 4"),
         ({"method": "pot", "scale": "row"}, "expected a scale of layer or channel"),
         ({"update": "both"}, "expected an update of the float or quantized weights"),
@@ -142,3 +142,28 @@ def test_weights_of_another_method_are_no_start(workdir):
 def test_pretrained_weights_are_asked_for_by_name():
     with pytest.raises(CheckpointError, match="no weights for nin on digits"):
         api.qat("nin", init="pretrained", output="run", epochs=1, **OPTIONS | {"image_size": 32})
+
+
+def test_weights_that_were_named_are_found_or_said(workdir):
+    for options in ({"checkpoint": "typo.pt"}, {"checkpoint": "typo.pt", "init": "scratch"}):
+        with pytest.raises(LdnqError, match=r"typo.pt|expected --checkpoint or --init"):
+            api.qat(MODEL, output="run", epochs=1, **OPTIONS | options)
+
+
+def test_a_file_brings_its_preprocessing(workdir):
+    data = {"dataset": "digits", "image_size": 16, "threads": 1, "mean": (0.3, 0.4, 0.5), "std": (0.2, 0.3, 0.4)}
+    _, card = ldnq.train(MODEL, epochs=4, lr=0.1, batch_size=64, output="float", precision="32", **data)
+    result = api.qat(MODEL, init="float", output="run", epochs=1, lr=0.01, **OPTIONS)
+    assert result.metrics["teacher_top1"] == card["top1"]
+    assert result.model.preprocessing.mean == (0.3, 0.4, 0.5)
+
+
+def test_images_held_out_are_not_counted_as_trained_on(workdir):
+    result = learned(workdir, epochs=1, hold_out=0.2)
+    assert result.metrics["train_images"] == 1347 - round(0.2 * 1347)
+
+
+def test_runs_from_random_weights_are_compared(workdir):
+    for name in ("one", "two"):
+        api.qat(MODEL, init="scratch", output=name, epochs=1, **OPTIONS)
+    assert "<svg" in api.report("one", "two", output="both.html").read_text()

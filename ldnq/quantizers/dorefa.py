@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from ldnq.codebook import Codebook
 from ldnq.config import FLOAT
@@ -60,6 +59,12 @@ class TanhWeight(Quantizer):
         # All zeros would be divided by zero.
         return squashed / squashed.abs().max().clamp(min=torch.finfo(latent.dtype).tiny)
 
+    def settled(self, latent: Tensor) -> Tensor:
+        """Of more than one bit what tanh and the division by the largest turn into the levels again."""
+        if self.bits == 1:
+            return self(latent)
+        return (self(latent) * latent.tanh().abs().max()).atanh()
+
     def quantized(self, latent: Tensor) -> QuantizedWeight | None:
         if self.bits > MAX_BITS:
             return None
@@ -72,7 +77,7 @@ class TanhWeight(Quantizer):
 @kinds.register("unit")
 class UnitInputs(InputQuantizer):
     """Inputs clipped to 0…1 and rounded to 2^`bits` values (arXiv 1606.06160, section 2.4); in training the gradients
-    of what the layer gives are rounded to `gradient_bits`."""
+    of what the layer gives are rounded to `gradient_bits` (section 2.5)."""
 
     kind = "unit"
 
@@ -86,7 +91,9 @@ class UnitInputs(InputQuantizer):
             x = F.hardtanh(x, 0, 1)
             x = rounded(x, self.bits) if self.training else _round(x, self.bits)
         y = compute(x)
-        return _RoundGradient.apply(y, self.gradient_bits) if self.training and self.gradient_bits < FLOAT else y
+        if self.training and self.gradient_bits < FLOAT and y.requires_grad:
+            y.register_hook(lambda gradient: round_gradient(gradient, self.gradient_bits))
+        return y
 
     def options(self) -> dict[str, Any]:
         return {"bits": self.bits}
@@ -98,28 +105,20 @@ def rounded(x: Tensor, bits: int) -> Tensor:
 
 
 def _round(x: Tensor, bits: int) -> Tensor:
+    # Sixteen bits of a float are too few to tell which of many levels is nearest.
     steps = 2**bits - 1
-    return (x * steps).round() / steps
+    return ((_precise(x) * steps).round() / steps).to(x.dtype)
 
 
-class _RoundGradient(Function):
-    """Nothing on the way forward; on the way back `f_γ(dr) = 2 m (q_k(dr / 2m + ½ + N) − ½)`, where m is the largest
-    |dr| of a sample and N uniform noise of half a step to either side (equation 12)."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, bits: int) -> Tensor:
-        ctx.bits = bits
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        return round_gradient(gradient, ctx.bits, torch.rand_like(gradient) - 0.5), None
+def round_gradient(gradient: Tensor, bits: int, noise: Tensor | None = None) -> Tensor:
+    """`f_γ(dr) = 2 m (q_k(dr / 2m + ½ + N) − ½)` of the `gradient` dr (n, …) of n samples, where m is the largest |dr|
+    of a sample and N uniform `noise` of half a step to either side, given in steps (equation 12)."""
+    dr = _precise(gradient)
+    largest = dr.abs().amax(tuple(range(1, dr.dim())), keepdim=True).clamp(min=torch.finfo(dr.dtype).tiny)
+    steps = torch.rand_like(dr) - 0.5 if noise is None else noise
+    shares = dr / (2 * largest) + 0.5 + steps / (2**bits - 1)
+    return (2 * largest * (_round(shares.clamp(0, 1), bits) - 0.5)).to(gradient.dtype)
 
 
-def round_gradient(gradient: Tensor, bits: int, noise: Tensor) -> Tensor:
-    """f_γ of the `gradient` (n, …) of n samples, with `noise` of its shape, in steps, between −½ and ½."""
-    largest = gradient.abs().amax(tuple(range(1, gradient.dim())), keepdim=True)
-    largest = largest.clamp(min=torch.finfo(gradient.dtype).tiny)
-    shares = gradient / (2 * largest) + 0.5 + noise / (2**bits - 1)
-    return 2 * largest * (_round(shares.clamp(0, 1), bits) - 0.5)
+def _precise(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

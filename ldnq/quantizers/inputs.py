@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -44,17 +45,19 @@ class InputQuantizer(nn.Module, ABC):
 kinds: Registry[type[InputQuantizer]] = Registry("kind of rounding")
 
 
-class _RoundedConv2d(nn.Conv2d):
+class RoundsInputs:
+    """What a layer becomes beside what it is, a Conv2d or Linear."""
+
+    inputs: InputQuantizer
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.inputs(x, super().forward)
+        """What the layer computes of its rounded inputs."""
+        return self.inputs(x, super().forward)  # type: ignore[misc]
 
 
-class _RoundedLinear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inputs(x, super().forward)
-
-
-ROUNDED = {nn.Conv2d: _RoundedConv2d, nn.Linear: _RoundedLinear}
+@cache
+def _rounding(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Rounding{kind.__name__}", (RoundsInputs, kind), {})
 
 
 def with_inputs(module: nn.Module, quantizers: Mapping[str, InputQuantizer]) -> nn.Module:
@@ -64,14 +67,15 @@ def with_inputs(module: nn.Module, quantizers: Mapping[str, InputQuantizer]) -> 
     """
     for name, quantizer in quantizers.items():
         layer = _layer(module, name)
-        layer.__class__ = ROUNDED.get(type(layer), type(layer))
+        if not isinstance(layer, RoundsInputs):
+            layer.__class__ = _rounding(type(layer))
         layer.inputs = quantizer.to(layer.weight.device)
     return module
 
 
 def find_inputs(module: nn.Module) -> dict[str, InputQuantizer]:
     """The quantizers of the layers that round their inputs, by the layers' names."""
-    return {name: layer.inputs for name, layer in module.named_modules() if isinstance(layer, tuple(ROUNDED.values()))}
+    return {name: layer.inputs for name, layer in module.named_modules() if isinstance(layer, RoundsInputs)}
 
 
 def rebuilt(module: nn.Module, specs: Mapping[str, Spec]) -> nn.Module:
@@ -98,7 +102,7 @@ def _layer(module: nn.Module, name: str) -> nn.Module:
         layer = module.get_submodule(name)
     except AttributeError as error:
         raise NetworkError(f"the network has no layer {name} to round the inputs of: is it another version?") from error
-    if type(layer) not in (*ROUNDED, *ROUNDED.values()):
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
         found = type(layer).__name__
         raise NetworkError(f"expected a Conv2d or Linear layer {name} to round the inputs of, found {found}")
     return layer

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldnq.codebook import Codebook
 from ldnq.config import FLOAT
+from ldnq.errors import UsageError
 from ldnq.quantized import QuantizedWeight
 from ldnq.quantizers.inputs import Compute, InputQuantizer, check_bits, kinds
 from ldnq.quantizers.methods import methods
@@ -84,14 +85,17 @@ class StepInputs(InputQuantizer):
 
     def start(self, x: Tensor) -> None:
         self.signed = bool((x < 0).any())
+        if self.signed and self.bits == 1:
+            raise UsageError("expected abits of 2 or more where inputs of layers are negative, got 1: use --skip")
         self.step.data = _first_step(x.float(), self.ends[1]).to(self.step.device)
 
     def forward(self, x: Tensor, compute: Compute) -> Tensor:
         if not self.training:
             return compute((x / self.step).clamp(*self.ends).round() * self.step)
         step = _scaled_gradient(self.step, (x[0].numel() * self.ends[1]) ** -0.5)
-        clipped = (x / step).clamp(*self.ends)
-        return compute(straight_through(clipped.detach().round(), clipped) * step)
+        # The step's gradient is a small difference of large sums, of which sixteen bits leave nothing.
+        clipped = (x.float() / step).clamp(*self.ends)
+        return compute((straight_through(clipped.detach().round(), clipped) * step).to(x.dtype))
 
     def options(self) -> dict[str, Any]:
         return {"bits": self.bits, "signed": self.signed}

@@ -22,6 +22,10 @@ class Quantizer(nn.Module, ABC):
     def unrounded(self, latent: Tensor) -> Tensor:
         """The weight as it would be if nothing were rounded."""
 
+    def settled(self, latent: Tensor) -> Tensor:
+        """Latent values that are the rounded weight, and become it again."""
+        return self(latent)
+
     def clamp(self, latent: Tensor) -> None:
         """Bring back latent values that have left their range, in place, after every step."""
 

@@ -17,7 +17,7 @@ from ldnq.quantizers.parametrized import Quantizer
 from ldnq.quantizers.straight_through import sign, straight_through
 
 # What says which windows of its input a convolution sees.
-PLACES = ("stride", "padding", "dilation")
+WINDOWS = ("kernel_size", "stride", "padding", "dilation", "groups")
 
 
 @methods.register("xnor")
@@ -81,10 +81,10 @@ class SignInputs(InputQuantizer):
         super().__init__()
         convolution = isinstance(layer, nn.Conv2d)
         features = layer.in_channels if convolution else layer.in_features
-        self.norm = (nn.BatchNorm2d if convolution else nn.BatchNorm1d)(features) if norm else nn.Identity()
+        self.norm = (nn.BatchNorm2d if convolution else _LastNorm)(features) if norm else nn.Identity()
         self.scale = scale
-        self.window: tuple[int, ...] = layer.kernel_size if convolution else ()
-        self.places = {name: getattr(layer, name) for name in PLACES} if convolution else {}
+        self.windows = {name: getattr(layer, name) for name in WINDOWS} if convolution else {}
+        self.outputs = layer.weight.shape[0]
 
     def forward(self, x: Tensor, compute: Compute) -> Tensor:
         x = self.norm(x)
@@ -92,15 +92,24 @@ class SignInputs(InputQuantizer):
         return y * self._magnitude(x) if self.scale else y
 
     def _magnitude(self, x: Tensor) -> Tensor:
-        """K, one number a position of the output."""
-        magnitude = x.abs().mean(1, keepdim=True)
-        if not self.window:
-            return magnitude
-        box = torch.full((1, 1) + self.window, 1 / math.prod(self.window), dtype=x.dtype, device=x.device)
-        return F.conv2d(magnitude, box, **self.places)
+        """K, one number for each position and group of the output."""
+        if not self.windows:
+            return x.abs().mean(-1, keepdim=True)
+        places = dict(self.windows)
+        size, groups = places.pop("kernel_size"), places["groups"]
+        magnitude = x.abs().unflatten(1, (groups, -1)).mean(2)
+        box = torch.full((groups, 1, *size), 1 / math.prod(size), dtype=x.dtype, device=x.device)
+        return F.conv2d(magnitude, box, **places).repeat_interleave(self.outputs // groups, 1)
 
     def options(self) -> dict[str, Any]:
         return {"norm": not isinstance(self.norm, nn.Identity), "scale": self.scale}
+
+
+class _LastNorm(nn.BatchNorm1d):
+    """Of the last dimension, whatever is before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, -2)).view_as(x)
 
 
 class _Binary(Function):

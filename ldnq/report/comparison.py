@@ -77,7 +77,7 @@ def _accuracy(records: Sequence[Record]) -> dict[str, Any] | None:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in measured:
         groups[_family(record)].append(record)
-    teachers = {record.metrics["teacher_top1"] for record in measured}
+    teachers = {record.metrics["teacher_top1"] for record in measured} - {None}
     rule = (teachers.pop(), "float") if len(teachers) == 1 else None
     found: dict[str, Any] = {"legend": _legend(groups), "levels": None}
     levels = [record.metrics["kbits"] for record in measured]

@@ -109,7 +109,7 @@ def _start(quantizer: InputQuantizer, arguments: tuple[Tensor, Any]) -> None:
 @torch.no_grad()
 def _quantize(pairs: list[tuple[Quantizer, nn.Parameter]]) -> None:
     for quantizer, latent in pairs:
-        latent.copy_(quantizer(latent))
+        latent.copy_(quantizer.settled(latent))
 
 
 @torch.no_grad()

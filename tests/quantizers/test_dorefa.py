@@ -91,3 +91,32 @@ def test_gradients_are_rounded_in_training_alone():
         y.backward(torch.randn(16, 8, generator=torch.Generator().manual_seed(1)))
         values.append(layer.bias.grad.clone())
     assert not torch.allclose(*values)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_settled_values_become_the_same_weight_again_and_again(bits):
+    latent = torch.randn(16, 9, generator=torch.Generator().manual_seed(0))
+    quantizer = TanhWeight(bits)
+    codes = quantizer.quantized(latent).codes
+    for _ in range(20):
+        latent = quantizer.settled(latent)
+        np.testing.assert_array_equal(quantizer.quantized(latent).codes, codes)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_levels_of_bfloat16_are_those_of_float32(bits):
+    x = torch.rand(4, 1000).bfloat16()
+    rounded = UnitInputs(nn.Linear(1000, 1), bits).train()(x, lambda x: x)
+    np.testing.assert_array_equal((rounded.float() * (2**bits - 1)).round(), (x.float() * (2**bits - 1)).round())
+
+
+def test_rounded_gradients_of_bfloat16_are_right_on_average():
+    gradient = torch.tensor([[0.3, -0.17, 1.0, 0.004]]).bfloat16().expand(20_000, 4)
+    mean = round_gradient(gradient, 8).double().mean(0)
+    np.testing.assert_allclose(mean, gradient[0].double(), atol=1e-3)
+
+
+def test_gradients_are_rounded_before_an_activation_in_place():
+    layer, x = nn.Linear(3, 8), torch.rand(16, 3)
+    UnitInputs(layer, 32, gradient_bits=4).train()(x, layer).relu_().sum().backward()
+    assert torch.isfinite(layer.weight.grad).all()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ldnq.codebook import Codebook
+from ldnq.errors import UsageError
 from ldnq.quantizers.lsq import Lsq, StepInputs, StepWeight
 from ldnq.quantizers.power_of_two import PowerOfTwo
 
@@ -84,3 +85,20 @@ def test_powers_of_two_keep_weights_that_are_on_them():
     layer.weight.data = 0.17 * levels
     quantized = PowerOfTwo(5).weights(layer).quantized(layer.weight.detach())
     np.testing.assert_allclose(quantized.dequantize(), layer.weight.detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_gradient_of_the_step_survives_bfloat16(bits):
+    x, upstream = torch.rand(32, 400), torch.randn(32, 400)
+    gradients = []
+    for dtype in (torch.float64, torch.bfloat16):
+        inputs = StepInputs(nn.Linear(400, 1), bits).train()
+        inputs.start(x)
+        inputs(x.bfloat16().to(dtype), lambda x: x).backward(upstream.bfloat16().to(dtype))
+        gradients.append(float(inputs.step.grad))
+    assert gradients[1] == pytest.approx(gradients[0], rel=0.02, abs=1e-3)
+
+
+def test_signed_inputs_of_one_bit_are_refused():
+    with pytest.raises(UsageError, match="abits of 2 or more"):
+        StepInputs(nn.Linear(4, 1), 1).start(torch.randn(8, 4))

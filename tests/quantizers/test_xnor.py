@@ -69,3 +69,20 @@ def test_a_batch_norm_comes_before_the_sign():
     signs = inputs(x, lambda x: x)
     # All inputs are positive; around their mean half are not.
     assert 0.3 < float((signs > 0).float().mean()) < 0.7
+
+
+def test_every_group_is_scaled_by_its_own_inputs():
+    layer, x = nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), torch.randn(1, 4, 5, 5)
+    scaled = SignInputs(layer, norm=False, scale=True).eval()(x, layer)
+    plain = SignInputs(layer, norm=False).eval()(x, layer)
+    parts = [F.avg_pool2d(part.abs().mean(1, keepdim=True), 3, 1, 1).expand(-1, 3, -1, -1) for part in x.chunk(2, 1)]
+    np.testing.assert_allclose(scaled.detach(), (plain * torch.cat(parts, 1)).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_features_of_linear_layers_are_the_last_dimension():
+    layer, x = nn.Linear(6, 3, bias=False), torch.rand(5, 7, 6) + 2 * torch.arange(6.0)
+    inputs = SignInputs(layer, norm=True, scale=True).train()
+    y = inputs(x, layer)
+    normed = (x - x.mean((0, 1))) / (x.var((0, 1), unbiased=False) + 1e-5).sqrt()
+    expected = layer(torch.where(normed >= 0, 1.0, -1.0)) * normed.abs().mean(-1, keepdim=True)
+    np.testing.assert_allclose(y.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
