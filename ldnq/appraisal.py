@@ -34,10 +34,14 @@ def complexity_of(
         if own:
             raise UsageError(f"expected a checkpoint with --model, got the network {target}")
         return _by_name(target, arguments, image_size)
+    if path.is_dir() and not (path / "model.h5").exists():
+        # A run of 'ldnq train' has its weights alone.
+        path = next(path.glob("*.safetensors"), path)
     if path.suffix == ".safetensors" and "model" in (card := checkpoints.read(path)[1]):
         if ":" in card["model"] and not own:  # a file never decides what code is run
             raise UsageError(f"{path} holds weights of {card['model']}: give it by --model")
-        return _by_name(own or card["model"], card["model_args"] | arguments, image_size)
+        size = image_size or card.get("preprocessing", {}).get("image_size")
+        return _by_name(own or card["model"], card["model_args"] | arguments, size)
     contents = formats.read(path / "model.h5" if path.is_dir() else path)
     module = build(own, arguments or contents.model_args) if own else None
     size = image_size or (contents.preprocessing.image_size if contents.preprocessing else 0)

@@ -61,6 +61,16 @@ class QuantizedRun:
     curves: bool = False
     command: str | None = None
 
+    def check(self) -> None:
+        """Raise `LdnqError` where files are named that do not exist, or options contradict each other."""
+        start = None if self.init in (None, PRETRAINED, SCRATCH) else Path(str(self.init))
+        for path in (start, self.teacher):
+            if path is not None and not path.exists():
+                raise CheckpointError(f"no weights in {path}: the file does not exist")
+        if self.config.network.checkpoint and self.init not in (None, PRETRAINED):
+            raise UsageError(f"expected --checkpoint or --init {self.init}, got both")
+        self.recipe.check_teacher(self.teacher is not None)
+
     def write_config(self, folder: RunFolder) -> None:
         """Write `config.json`, from which 'ldnq qat --resume' goes on: options by their names."""
         tables = self.config.to_dict()
@@ -79,6 +89,7 @@ def train(wanted: QuantizedRun) -> RunResult:
     """Train, or go on where a run into the same folder stopped, measure and save."""
     started = time.perf_counter()
     config = wanted.config
+    wanted.check()
     family = find_family(config.network.model)
     dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
     what = wanted.quantization.method
@@ -146,8 +157,6 @@ class Lesson:
 def _find_network(wanted: QuantizedRun, family: ModelFamily, data: Data) -> tuple[Network, bool]:
     """The network to start from, in the form that is trained quantized, and whether its weights are random."""
     config, init = wanted.config, wanted.init
-    if config.network.checkpoint and init not in (None, PRETRAINED):
-        raise UsageError(f"expected --checkpoint or --init {init}, got both")
     form = dict(family.quantized_args)
     if methods.get(wanted.quantization.method).binary:
         form |= family.binary_args

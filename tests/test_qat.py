@@ -109,6 +109,7 @@ def test_a_run_goes_on_from_a_quantized_network(workdir):
     before = json.loads((workdir / "quantized/metrics.json").read_text())["quantized_top1"]
     assert result.metrics["teacher_top1"] == before
     assert result.metrics["quantized_top1"] > card["top1"] - 3
+    assert complexity_of("float", own=MODEL) == complexity_of(str(weights), own=MODEL)
     from_float = api.qat(MODEL, init=weights, output="other", epochs=1, lr=0.01, **OPTIONS)
     assert from_float.metrics["teacher_top1"] == card["top1"]
 
@@ -156,6 +157,20 @@ def test_a_file_brings_its_preprocessing(workdir):
     result = api.qat(MODEL, init="float", output="run", epochs=1, lr=0.01, **OPTIONS)
     assert result.metrics["teacher_top1"] == card["top1"]
     assert result.model.preprocessing.mean == (0.3, 0.4, 0.5)
+
+
+def test_nothing_is_written_where_files_are_not_there(workdir):
+    for options in ({"init": "nope.pt"}, {"teacher": "nope.pt"}, {"distillation": 0.3}):
+        with pytest.raises(LdnqError, match=r"nope.pt: the file does not exist|--teacher"):
+            api.qat(MODEL, output="run", epochs=1, **OPTIONS | options)
+        assert not (workdir / "run").exists()
+
+
+def test_magnitudes_of_inputs_are_floats_in_the_complexity(workdir):
+    learned(workdir, method="xnor", input_scale=True, epochs=1, lr=0.05)
+    macs = {layer.name: (layer.macs, layer.operation) for layer in complexity_of("run", own=MODEL)}
+    assert macs["1.0"] == (12 * 24 * 9 * 64, "binary")
+    assert macs["1.0.inputs.magnitude"] == (9 * 64, "float")
 
 
 def test_images_held_out_are_not_counted_as_trained_on(workdir):

@@ -82,17 +82,26 @@ class SignInputs(InputQuantizer):
         convolution = isinstance(layer, nn.Conv2d)
         features = layer.in_channels if convolution else layer.in_features
         self.norm = (nn.BatchNorm2d if convolution else _LastNorm)(features) if norm else nn.Identity()
-        self.scale = scale
-        self.windows = {name: getattr(layer, name) for name in WINDOWS} if convolution else {}
-        self.outputs = layer.weight.shape[0]
+        self.magnitude = _Magnitude(layer) if scale else None
 
     def forward(self, x: Tensor, compute: Compute) -> Tensor:
         x = self.norm(x)
         y = compute(straight_through(sign(x.detach()), F.hardtanh(x)) if self.training else sign(x))
-        return y * self._magnitude(x) if self.scale else y
+        return y if self.magnitude is None else y * self.magnitude(x)
 
-    def _magnitude(self, x: Tensor) -> Tensor:
-        """K, one number for each position and group of the output."""
+    def options(self) -> dict[str, Any]:
+        return {"norm": not isinstance(self.norm, nn.Identity), "scale": self.magnitude is not None}
+
+
+class _Magnitude(nn.Module):
+    """K of the inputs of `layer`: the mean magnitude in each window, of the input channels of each group."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.windows = {name: getattr(layer, name) for name in WINDOWS} if isinstance(layer, nn.Conv2d) else {}
+        self.outputs = layer.weight.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
         if not self.windows:
             return x.abs().mean(-1, keepdim=True)
         places = dict(self.windows)
@@ -100,9 +109,6 @@ class SignInputs(InputQuantizer):
         magnitude = x.abs().unflatten(1, (groups, -1)).mean(2)
         box = torch.full((groups, 1, *size), 1 / math.prod(size), dtype=x.dtype, device=x.device)
         return F.conv2d(magnitude, box, **places).repeat_interleave(self.outputs // groups, 1)
-
-    def options(self) -> dict[str, Any]:
-        return {"norm": not isinstance(self.norm, nn.Identity), "scale": self.scale}
 
 
 class _LastNorm(nn.BatchNorm1d):
