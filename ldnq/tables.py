@@ -92,7 +92,11 @@ def plot(path: Path, summaries: Sequence[Summary]) -> None:
     """
     figure = require("matplotlib.figure", "plots").Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="size in kB", ylabel="top-1 in percent", xscale="log")
-    for model, group in groupby((entry for entry in summaries if entry.top1), lambda entry: entry.model):
+    shown = [entry for entry in summaries if entry.top1]
+    if shown:
+        # Of a single size matplotlib would make an axis of no width.
+        axes.set_xlim(min(entry.bytes for entry in shown) / 1250, max(entry.bytes for entry in shown) / 800)
+    for model, group in groupby(shown, lambda entry: entry.model):
         line = list(group)
         sizes, means = [entry.bytes / 1000 for entry in line], [statistics.mean(entry.top1) for entry in line]
         errors = [statistics.stdev(entry.top1) if len(entry.top1) > 1 else 0.0 for entry in line]

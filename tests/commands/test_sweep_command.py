@@ -117,6 +117,12 @@ def test_runs_without_labels_are_compared_by_size(tmp_path):
     plot(tmp_path / "sweep.svg", [summary])
 
 
+@pytest.mark.parametrize("size", [1000.0, 6029.0, 10_000.0])
+def test_a_single_run_is_a_plot(tmp_path, size):
+    plot(tmp_path / "sweep.svg", [Summary("mine", 3, 98.2, (98.4,), size, 160_000, 1.6, 1)])
+    assert "<svg" in (tmp_path / "sweep.svg").read_text()
+
+
 @pytest.mark.parametrize(("values", "text"), [([], ""), ([1.0], "1.00"), ([1.0, 2.0, 3.0], "2.00 ± 1.00")])
 def test_spread_is_the_deviation_of_a_sample(values, text):
     assert spread(values) == text
