@@ -35,7 +35,7 @@ def _bits(name: str, what: str) -> Any:
     "--method", type=click.Choice(list(TRAINED)), default="dorefa", show_default=True,
     help="What is quantized, and how; see 'ldnq list methods'.",
 )  # fmt: skip
-@_bits("wbits", "weights; those of 16 are kept as floats")
+@_bits("wbits", "weights; those of 16, of dorefa, are kept as floats")
 @_bits("abits", "activations")
 @_bits("gbits", "gradients")
 @click.option(
