@@ -23,8 +23,12 @@ TRAINED: dict[str, dict[str, Any]] = {
     "xnor": {"input_scale": False},
     "lsq": {"wbits": 4, "abits": 4},
     "pot": {"kbits": 3, "scale": "layer", "abits": FLOAT},
+    "any-precision": {"bits": (1, 2, 4, 8, FLOAT), "supervision": "recursive", "calibrate_bits": ()},
 }
 BITS = (1, 2, 3, 4, 8, 16, FLOAT)
+# Those that one network can run at, and what its narrower ones learn from.
+WIDTHS = (*range(1, 9), FLOAT)
+SUPERVISIONS = ("hard", "soft", "recursive")
 UPDATES = ("float", "quantized")
 TRAINING_PRECISIONS = (*PRECISIONS, "16")
 # Where several runs are compared, if nobody says otherwise.
@@ -160,8 +164,9 @@ class TrainedConfig:
     an error where it has none of their kind.
 
     `wbits`, `abits` and `gbits` are bits of weights, activations and gradients, `kbits` the levels of the power-of-two
-    codebook and `scale` what shares one; `input_scale` is XNOR-Net's K. With `update` "quantized" the optimizer steps
-    the quantized weights.
+    codebook and `scale` what shares one; `input_scale` is XNOR-Net's K. `bits` are the widths of one network, whose
+    narrower ones learn by `supervision`, and `calibrate_bits` those that are only calibrated. With `update` "quantized"
+    the optimizer steps the quantized weights.
     """
 
     method: str = "dorefa"
@@ -171,6 +176,9 @@ class TrainedConfig:
     kbits: int | None = None
     scale: str | None = None
     input_scale: bool | None = None
+    bits: tuple[int, ...] | None = None
+    supervision: str | None = None
+    calibrate_bits: tuple[int, ...] | None = None
     update: str = "float"
     skip: tuple[str, ...] = ()
     keep_first_last: bool = True
@@ -196,6 +204,24 @@ class TrainedConfig:
             raise UsageError(f"expected a scale of {' or '.join(SCALES)}, got {self.scale!r}")
         if self.update not in UPDATES:
             raise UsageError(f"expected an update of the {' or '.join(UPDATES)} weights, got {self.update!r}")
+        if self.bits is not None:
+            self._check_widths(tuple(sorted(self.bits)), tuple(sorted(self.calibrate_bits or ())))
+
+    def _check_widths(self, bits: tuple[int, ...], calibrated: tuple[int, ...]) -> None:
+        object.__setattr__(self, "bits", bits)
+        object.__setattr__(self, "calibrate_bits", calibrated)
+        together = (*bits, *calibrated)
+        if not bits or len(set(together)) < len(together) or not set(WIDTHS).issuperset(together):
+            known = f"1 to {WIDTHS[-2]} or {FLOAT}"
+            raise UsageError(f"expected bits of {known}, each once, got {', '.join(map(str, together)) or 'none'}")
+        if calibrated and calibrated[-1] > bits[-1]:
+            raise UsageError(f"expected bits to calibrate below the {bits[-1]} that are trained, got {calibrated[-1]}")
+        if self.supervision not in SUPERVISIONS:
+            raise UsageError(f"expected supervision {', '.join(SUPERVISIONS)}, got {self.supervision!r}")
+        if self.update != UPDATES[0]:
+            raise UsageError(
+                "expected --update float with any-precision: quantized weights of one width are no other's"
+            )
 
     @property
     def options(self) -> dict[str, Any]:

@@ -67,10 +67,12 @@ def export_checkpoint(
     *,
     fold_batchnorm: bool = False,
     verify: bool = True,
+    bits: int | None = None,
 ) -> tuple[QuantizedModel, Exported]:
     """Write the network in `checkpoint`, or in a run's folder, to `output` and try it there on images of `data`.
 
-    `own` names the network where the file does not. Returns it as it was written.
+    `own` names the network where the file does not. Of one of several widths that of `bits` is written, or the widest.
+    Returns it as it was written.
     """
     path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
     if not output.name or (output.exists() and not output.is_file()):
@@ -79,6 +81,8 @@ def export_checkpoint(
         raise UsageError(f"expected --output, another file than {path}, which is read")
     contents = formats.read(path)
     network = contents.assemble(path, build(own.model, own.model_args or contents.model_args) if own else None)
+    if network.precisions or bits:
+        network = network.at(bits or max(contents.precisions.widths if contents.precisions else ()))
     images = sample_images(network, data)
     if fold_batchnorm:
         network = folded(network, images)

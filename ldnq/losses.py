@@ -18,6 +18,12 @@ def objective(
     return loss if targets is None else (1 - share) * loss + share * divergence(outputs, targets, temperature)
 
 
+def supervised(mode: str, widest: Tensor, wider: Tensor) -> Tensor | None:
+    """What the next narrower width learns from, as constants: no outputs but labels ("hard"), those of the `widest`
+    ("soft") or of the next `wider` ("recursive") (Yu et al., arXiv 1911.07346, section 3.3)."""
+    return {"hard": None, "soft": widest.detach(), "recursive": wider.detach()}[mode]
+
+
 def divergence(outputs: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence of `outputs` from `targets` (n, classes, …), both softened, in units that do not
     depend on the temperature; the relative error where there are no classes to choose from."""

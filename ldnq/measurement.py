@@ -1,5 +1,6 @@
 """Accuracy as a user asks for it: of a network or of a checkpoint, on a dataset."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ldnq import formats, runtime
 from ldnq.config import RunConfig, RuntimeConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, loader
-from ldnq.errors import DataError
+from ldnq.errors import DataError, UsageError
 from ldnq.evaluation import Accuracy, evaluate
 from ldnq.network import build, decide_preprocessing, find_family, load_network
 from ldnq.preprocessing import Preprocessing
@@ -26,9 +27,17 @@ def evaluate_network(config: RunConfig) -> dict[str, Any]:
     return _report(network.module, network.preprocessing, data, config.runtime)
 
 
-def evaluate_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
-    """Accuracy of the quantized network in `path` on its own dataset, or on the one `config` names."""
+def evaluate_checkpoint(path: Path, config: RunConfig, bits: Sequence[int] = ()) -> dict[str, Any]:
+    """Accuracy of the quantized network in `path` on its own dataset, or on the one `config` names; of a network of
+    several widths also `at` those of `bits`, or at each."""
     contents = formats.read(path)
+    if bits and not contents.precisions:
+        raise UsageError(f"expected --bits with a network of several widths, found one of one in {path}")
+    widths = (
+        [contents.precisions.check(width) for width in bits or contents.precisions.widths]
+        if contents.precisions
+        else []
+    )
     dataset = resolve_dataset(config.data.dataset, contents.provenance.get("dataset", ""), str(path))
     data = load_data(config.data, dataset, training=False)
     factory = config.network.model
@@ -36,6 +45,15 @@ def evaluate_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
     model = contents.assemble(path, module)
     card = {"preprocessing": contents.preprocessing.to_dict()} if contents.preprocessing else {}
     preprocessing = decide_preprocessing(find_family(factory or contents.model), config.data, dataset, card)
+    found = {}
+    for width in widths:
+        model.set_bits(width)
+        found[str(width)] = _report(model.module, preprocessing, data, config.runtime)
+    if found:
+        widest = found[str(max(widths))]
+        return widest | {
+            "at": {width: {name: accuracy[name] for name in ("top1", "top5")} for width, accuracy in found.items()}
+        }
     return _report(model.module, preprocessing, data, config.runtime)
 
 

@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ldnq
 from ldnq import checkpoints, formats, results, runtime, tensorboard
 from ldnq.appraisal import quantized_complexity
 from ldnq.augmentation import Augmentation
-from ldnq.calibration import CalibrationImages
+from ldnq.calibration import CalibrationImages, draw
 from ldnq.complexity import in_words
 from ldnq.config import RunConfig, TrainedConfig
 from ldnq.data import Data, load_data, resolve_dataset
@@ -25,6 +26,7 @@ from ldnq.errors import CheckpointError, DataError, MissingWeightsError, UsageEr
 from ldnq.evaluation import Accuracy
 from ldnq.measurement import measure
 from ldnq.models import ModelFamily
+from ldnq.nesting import Precisions
 from ldnq.network import Network, build, check_outputs, decide_preprocessing, find_family, load_network, start_from
 from ldnq.preparation import copied, start
 from ldnq.progress import headline
@@ -34,6 +36,8 @@ from ldnq.report import write_report
 from ldnq.results import RunResult, left_float
 from ldnq.runs import RunFolder, default_folder
 from ldnq.stages.training import Pupil, QuantizedTraining
+from ldnq.stages.widths import WidthCalibration
+from ldnq.switching import set_width
 from ldnq.training import Trainer
 from ldnq.training_data import load_teacher, split, training_images
 from ldnq.training_recipe import TrainingRecipe
@@ -134,15 +138,24 @@ class Lesson:
 
     def examples(self, device: torch.device) -> CalibrationImages:
         """A few training images as they are."""
-        preprocessing, runtime_config = self.network.preprocessing, self.wanted.config.runtime
         count = min(EXAMPLES, len(self.data.training))
         chosen = torch.randperm(len(self.data.training), generator=self.generator())[:count].sort().values.numpy()
-        images, _ = in_memory(Prepared(self.data.training, preprocessing, chosen), runtime_config.workers)
-        return CalibrationImages(images, preprocessing.normalize, None, runtime_config.batch_size, device)
+        return self._images(chosen, device)
+
+    def sample(self, device: torch.device) -> CalibrationImages:
+        """As many training images as a calibration set has."""
+        config = self.wanted.config
+        drawn = draw(self.data.training, self.data.family.name, config.calibration)
+        return self._images(drawn.indices, device)
 
     def generator(self) -> torch.Generator:
         """Of everything random in the stage."""
         return torch.Generator().manual_seed(self.wanted.recipe.seed)
+
+    def _images(self, chosen: np.ndarray, device: torch.device) -> CalibrationImages:
+        preprocessing, runtime_config = self.network.preprocessing, self.wanted.config.runtime
+        images, _ = in_memory(Prepared(self.data.training, preprocessing, chosen), runtime_config.workers)
+        return CalibrationImages(images, preprocessing.normalize, None, runtime_config.batch_size, device)
 
     def subject(self) -> str:
         """What is trained on what, so that a run that goes on is the same one."""
@@ -216,12 +229,17 @@ def _run(lesson: Lesson, folder: RunFolder) -> tuple[QuantizedModel, dict[str, A
     )
     images = lesson.examples(fabric.device)
     state = stage(start(network.module), images, lesson.generator())
+    if quantization.calibrate_bits:
+        calibrate = WidthCalibration(quantization.calibrate_bits)
+        state = calibrate(state, lesson.sample(fabric.device), lesson.generator())
     state.student = copied(state.student, torch.contiguous_format).requires_grad_(False)
     quantizing = time.perf_counter() - begun
     headline("evaluating and saving")
     accuracy = weigh(state.student, description="evaluating the result")
 
     metrics = _metrics(lesson, state) | results.accuracy_metrics(teacher, accuracy)
+    if state.precisions:
+        metrics["top1_at"] = _by_width(state.student, state.precisions, weigh)
     model = QuantizedModel(
         module=state.student.cpu(),
         weights=state.weights,
@@ -231,6 +249,7 @@ def _run(lesson: Lesson, folder: RunFolder) -> tuple[QuantizedModel, dict[str, A
         class_names=data.class_names,
         provenance={"ldnq": ldnq.__version__, "source": network.source, "left_float": left_float(state)} | metrics,
         inputs=state.inputs,
+        precisions=state.precisions,
     )
     saved = results.save(folder, state, model, images, data, network.preprocessing, teacher, accuracy)
     log.info("%s", in_words(quantized_complexity(model, network.preprocessing.image_size)))
@@ -259,6 +278,8 @@ def _fit(lesson: Lesson, folder: RunFolder, weigh: Callable[..., Accuracy | None
         before_step=pupil.before_step,
         after_step=pupil.after_step,
         teacher=teacher,
+        widths=pupil.widths,
+        supervision=wanted.quantization.supervision or "hard",
         held_out=found.held_out,
         test=partial(weigh, description="testing"),
     )
@@ -297,4 +318,20 @@ def _metrics(lesson: Lesson, state: QuantizationState) -> dict[str, Any]:
         "epochs": wanted.recipe.epochs,
         "update": quantization.update,
         **{name: getattr(quantization, name) for name in ("wbits", "abits", "gbits", "input_scale")},
+        "bits": state.precisions and list(state.precisions.widths),
+        "supervision": quantization.supervision,
     }
+
+
+def _by_width(
+    student: nn.Module, precisions: Precisions, weigh: Callable[..., Accuracy | None]
+) -> dict[str, float] | None:
+    """Top-1 at every width, in percent; None where there are no labelled test images."""
+    found = {}
+    for width in precisions.widths:
+        set_width(student, width)
+        accuracy = weigh(student, description=f"evaluating at {width} {precisions.unit}")
+        if accuracy is None:
+            return None
+        found[str(width)] = accuracy.top1
+    return found

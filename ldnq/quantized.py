@@ -1,5 +1,6 @@
 """Quantized weights, the state that stages hand on, and the network that comes out."""
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ldnq.codebook import Codebook
+from ldnq.config import FLOAT
 from ldnq.errors import NetworkError, UsageError
 from ldnq.graph import Layer, SkippedLayer
 from ldnq.grid import Grid
+from ldnq.nesting import Precisions
 from ldnq.preprocessing import Preprocessing
+from ldnq.switching import NestedLayer, set_width, without_widths
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class QuantizationState:
 
     `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
     nothing may change them. `folded` tells that batch norms have become part of the layers before them, `grids` which
-    activations of the student are rounded, `inputs` which layers round their inputs, and how. Layers among the
-    `results` are finished; stages tell the `journal`.
+    activations of the student are rounded, `inputs` which layers round their inputs, and how, `precisions` at which
+    widths the student runs, if at several. Layers among the `results` are finished; stages tell the `journal`.
     """
 
     student: nn.Module
@@ -96,6 +100,7 @@ class QuantizationState:
     folded: bool = False
     grids: dict[str, Grid] = field(default_factory=dict)
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    precisions: Precisions | None = None
     journal: Journal = field(default_factory=Journal)
 
     @torch.no_grad()
@@ -113,8 +118,9 @@ class QuantizedModel:
     """A network with quantized weights: `module` runs on its own, with the weights dequantized to float.
 
     `model` and `model_args` say how to build it again (empty for a network that only exists in the caller's code):
-    then layers round their `inputs`, its batch norms are `folded`, and activations are put on `grids`. `provenance` is
-    free-form data about how it came to be.
+    then layers round their `inputs`, its batch norms are `folded`, and activations are put on `grids`. A network of
+    several widths says so in `precisions`: its `weights` are those stored, and at first it runs at the widest.
+    `provenance` is free-form data about how it came to be.
     """
 
     module: nn.Module
@@ -127,6 +133,7 @@ class QuantizedModel:
     folded: bool = False
     grids: Mapping[str, Grid] = field(default_factory=dict)
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    precisions: Precisions | None = None
 
     def __post_init__(self) -> None:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
@@ -136,6 +143,27 @@ class QuantizedModel:
                 raise NetworkError(
                     f"expected a parameter {name} of shape {tuple(weight.codes.shape)} in the network, found {found}"
                 )
+
+    def set_bits(self, bits: int) -> None:
+        """Run at `bits` from now on; raises `UsageError` where the network does not have this width."""
+        if self.precisions is None:
+            raise UsageError("expected a network of several widths, as any-precision training leaves, found one of one")
+        set_width(self.module, self.precisions.check(bits))
+
+    def at(self, bits: int) -> "QuantizedModel":
+        """A copy that has the width of `bits` alone; raises as `set_bits`."""
+        model = copy.deepcopy(self)
+        model.set_bits(bits)
+        layers = {name: part for name, part in model.module.named_modules() if isinstance(part, NestedLayer)}
+        floats = dict.fromkeys(layers, "weights of 32 bits") if bits == FLOAT else {}
+        return replace(
+            model,
+            weights={} if bits == FLOAT else {f"{name}.weight": _quantized(layer) for name, layer in layers.items()},
+            module=without_widths(model.module),
+            inputs={name: {**spec, "bits": bits} for name, spec in self.inputs.items()},
+            provenance={**self.provenance, "left_float": floats | self.provenance.get("left_float", {})},
+            precisions=None,
+        )
 
     @property
     def rounds_activations(self) -> bool:
@@ -152,3 +180,11 @@ class QuantizedModel:
         """Mean bits of a quantized parameter: log2(levels) of each code, and 32 for each scale."""
         count = sum(weight.codes.numel() for weight in self.weights.values())
         return sum(weight.bits for weight in self.weights.values()) / max(count, 1)
+
+
+def _quantized(layer: NestedLayer) -> QuantizedWeight:
+    """The weights of its width."""
+    codes, precisions = layer.stored_codes(), layer.precisions
+    return QuantizedWeight(
+        precisions.narrowed(codes, layer.width), layer.scale(layer.width), precisions.codebook(layer.width)
+    )

@@ -1,6 +1,6 @@
 """Training of networks on labelled images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from ldnq import curves, runtime, tensorboard, training_state
 from ldnq.augmentation import Augmentation
 from ldnq.errors import TrainingError, UsageError
 from ldnq.evaluation import Accuracy, loss_and_top1
-from ldnq.losses import objective
+from ldnq.losses import divergence, objective, supervised
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import say, track
 from ldnq.report.curves import write_chart
 from ldnq.schedules import Schedule
 from ldnq.soundness import LossWatch, first_unsound
+from ldnq.switching import set_width
 from ldnq.training_recipe import TrainingRecipe
 
 
@@ -36,7 +37,8 @@ class Trainer:
     `images` (n, 3, s, s) uint8 and `labels` (n,); `augmentation` gives the size that the network sees, which the
     images `held_out` have. `parameters` are groups of the optimizer, all of `module` otherwise. `before_step`, with
     gradients as they come, before they are cut, and `after_step` are called around every step of the optimizer.
-    `test` measures a network on test images.
+    `test` measures a network on test images. At several `widths` a step takes the gradients of all, the narrower ones'
+    by `supervision`; the network is left at the widest.
     """
 
     module: nn.Module
@@ -55,6 +57,8 @@ class Trainer:
     teacher: nn.Module | None = None
     held_out: tuple[Tensor, Tensor] | None = None
     test: Callable[[nn.Module], Accuracy | None] | None = None
+    widths: Sequence[int] = ()
+    supervision: str = "hard"
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -133,19 +137,33 @@ class Trainer:
             batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)
             batch = self.preprocessing.normalize(batch).contiguous(memory_format=torch.channels_last)
             labels = self.labels[chosen].to(self.fabric.device)
-            with self.fabric.autocast():
-                outputs = forward(batch)
-                loss = self._loss(outputs, labels, batch)
+            self.optimizer.zero_grad()
+            loss, outputs = self._gradients(forward, batch, labels)
             total += self.watch(loss, f"step {step} of {self.steps} of epoch {self.epoch + 1}")
             metric = metric or MulticlassAccuracy(outputs.shape[1], average="micro").to(self.fabric.device)
-            metric.update(outputs.detach(), labels)
-            self.optimizer.zero_grad()
-            self.fabric.backward(loss)
+            metric.update(outputs, labels)
             self._step()
             rate = self.schedule.rate
             self.schedule.step()
         top1 = 100 * float(metric.compute()) if metric else 0.0
         return {"epoch": self.epoch + 1, "loss": total / self.steps, "top1": top1, "lr": rate}
+
+    def _gradients(self, forward: Callable[[Tensor], Tensor], batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up those of one pass, or of one at every width, the widest first; returns the loss, in sum, and the first
+        outputs. A pass has given back its memory before the next begins (Yu et al., arXiv 1911.07346, Algorithm 1)."""
+        total, first, targets = torch.zeros((), device=batch.device), None, None
+        for width in sorted(self.widths, reverse=True) or [0]:
+            set_width(self.module, width)
+            with self.fabric.autocast():
+                outputs = forward(batch)
+                loss = self._loss(outputs, labels, batch) if targets is None else divergence(outputs, targets)
+            self.fabric.backward(loss)
+            total += loss.detach()
+            first = outputs.detach() if first is None else first
+            targets = supervised(self.supervision, first, outputs)
+        set_width(self.module, max(self.widths, default=0))
+        assert first is not None  # noqa: S101, for the type
+        return total, first
 
     def _loss(self, outputs: Tensor, labels: Tensor, batch: Tensor) -> Tensor:
         targets = None
@@ -169,9 +187,7 @@ class Trainer:
     def _finish_epoch(self, row: curves.Row) -> None:
         """Measure what the epoch came to, and save everything."""
         if self.held_out:
-            images, labels = (part.split(self.recipe.batch_size) for part in self.held_out)
-            loss, top1 = loss_and_top1(self.network, zip(images, labels), self.preprocessing, self.fabric)
-            row |= {"held_out_loss": loss, "held_out_top1": top1}
+            row |= self._on_held_out(*self.held_out)
         every = self.recipe.test_every
         if self.test and (self.epoch == self.recipe.epochs or (every and self.epoch % every == 0)):
             accuracy = self.test(self.network)
@@ -189,6 +205,16 @@ class Trainer:
         tensorboard.histograms(self.module, self.epoch)
         held_out = f", held out {row['held_out_top1']:.2f}%" if self.held_out else ""
         say(f"top-1 {row['top1']:.2f}%{held_out}, loss {row['loss']:.4f}")
+
+    def _on_held_out(self, images: Tensor, labels: Tensor) -> curves.Row:
+        """Loss, the mean over all widths, and accuracy at the widest."""
+        found = []
+        for width in sorted(self.widths) or [0]:
+            set_width(self.network, width)
+            batches = zip(images.split(self.recipe.batch_size), labels.split(self.recipe.batch_size))
+            found.append(loss_and_top1(self.network, batches, self.preprocessing, self.fabric))
+        losses, top1 = zip(*found)
+        return {"held_out_loss": sum(losses) / len(losses), "held_out_top1": top1[-1]}
 
     def _parts(self) -> dict[str, Any]:
         """All that has a state to save, by name."""

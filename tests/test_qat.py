@@ -117,7 +117,7 @@ def test_a_run_goes_on_from_a_quantized_network(workdir):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "dorefas"}, "expected a method of dorefa, xnor, lsq, pot, got 'dorefas'"),
+        ({"method": "dorefas"}, "expected a method of dorefa, xnor, lsq, pot, any-precision, got 'dorefas'"),
         ({"method": "xnor", "wbits": 2}, "wbits are no option of xnor"),
         ({"method": "dorefa", "wbits": 5}, "expected wbits of 1, 2, 3, 4, 8, 16, 32, got 5"),
         ({"method": "lsq", "wbits": 1}, "expected wbits of 2, 3, 4, 8 or 32 with lsq"),

@@ -17,16 +17,22 @@ from ldnq.config import RunConfig
 @options.network_options
 @options.data_options
 @options.runtime_options
+@click.option("--bits", type=options.BIT_WIDTHS, help="Of a network of several widths those to measure. [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values: Any) -> None:
+def evaluate_command(
+    checkpoint_or_model: Path | None, bits: tuple[int, ...] | None, as_json: bool, **values: Any
+) -> None:
     """Measure accuracy: of a quantized MODEL.h5, or of a float network by --model.
 
     \b
     ldnq evaluate results/RUN/model.h5 --dataset cifar10
+    ldnq evaluate results/RUN/model.h5 --bits 1,2,4,8,32
     ldnq evaluate --model resnet20 --checkpoint resnet20.th --dataset cifar10
     """
     if checkpoint_or_model is None:
         options.require_model(values["model"])
+        if bits:
+            raise click.UsageError("expected a MODEL.h5 with --bits, got a float network")
     elif options.typed(["checkpoint", "num_classes"]):
         raise click.UsageError(
             f"{checkpoint_or_model} brings its own weights: leave out --checkpoint and --num-classes"
@@ -38,9 +44,12 @@ def evaluate_command(checkpoint_or_model: Path | None, as_json: bool, **values: 
         if checkpoint_or_model is None:
             metrics = evaluate_network(config)
         else:
-            metrics = evaluate_checkpoint(checkpoint_or_model, config)
+            metrics = evaluate_checkpoint(checkpoint_or_model, config, bits or ())
     if as_json:
         click.echo(json.dumps(metrics))
+    elif "at" in metrics:
+        rows = [(width, f"{found['top1']:.2f}", f"{found['top5']:.2f}") for width, found in metrics["at"].items()]
+        console.table(rows, ("bits", "top-1", "top-5"), f"{metrics['samples']:,} images of {metrics['dataset']}")
     else:
         console.table(
             [(name, f"{value:.2f}" if isinstance(value, float) else value) for name, value in metrics.items()]

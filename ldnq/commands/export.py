@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--weight-type", default="int8", show_default=True, help="Of onnx: int8, int4, int2 or float.")
 @click.option("--dequantized", is_flag=True, help="Of safetensors: a plain float state dict.")
+@click.option("--bits", type=int, metavar="N", help="The width, of a network of several. [default: the widest]")
 @click.option("--fold-batchnorm", is_flag=True, help="Make batch norms part of the layers before them.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its outputs.")
 @options.model_option
@@ -44,6 +45,7 @@ def export_command(
     output: Path | None,
     weight_type: str,
     dequantized: bool,
+    bits: int | None,
     fold_batchnorm: bool,
     verify: bool,
     model: str | None,
@@ -57,6 +59,7 @@ def export_command(
     \b
     ldnq export results/RUN --format onnx --output model.onnx
     ldnq export results/RUN/model.h5 --format torch
+    ldnq export results/RUN/model.h5 --bits 4
     """
     chosen = _options(name, weight_type=weight_type, dequantized=dequantized)
     if model_args and not model:
@@ -75,6 +78,7 @@ def export_command(
             NetworkConfig(model, model_args) if model else None,
             fold_batchnorm=fold_batchnorm,
             verify=verify,
+            bits=bits,
         )
     console.table(_summary(network, exported, output) + form.remarks(output, network))
     console.table(_floats(network), ("stays float", "why"))
@@ -104,7 +108,7 @@ def _summary(network: "QuantizedModel", exported: "Exported", output: Path) -> l
     return [
         ("file", str(output)),
         ("size", f"{exported.bytes:,} bytes, {change} than {network.float_bytes:,}"),
-        ("bits a quantized weight", f"{exported.bits_per_weight:.2f}"),
+        ("bits a quantized weight", f"{exported.bits_per_weight:.2f}" if network.weights else "none is quantized"),
         ("checked", checked if exported.checked else "no"),
     ]
 

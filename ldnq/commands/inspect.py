@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 # Of what a checkpoint says of its making.
 SHOWN = (
-    "dataset", "method", "kbits", "wbits", "abits", "solver", "scale", "calibration_samples", "train_images", "epochs",
-    "teacher_top1", "quantized_top1",
+    "dataset", "method", "kbits", "wbits", "abits", "bits", "supervision", "solver", "scale", "calibration_samples",
+    "train_images", "epochs", "teacher_top1", "quantized_top1",
 )  # fmt: skip
 
 

@@ -42,6 +42,26 @@ class Triple(click.ParamType):
         return red, green, blue
 
 
+class Several(click.ParamType):
+    """Values with commas between them, each of the type `single`."""
+
+    def __init__(self, single: click.ParamType, name: str) -> None:
+        self.single = single
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """A tuple of distinct values, in the order given."""
+        if isinstance(value, (tuple, list)):
+            return tuple(value)
+        words = [word.strip() for word in value.split(",") if word.strip()]
+        if not words:
+            self.fail(f"expected values with commas between them, got {value!r}", param, ctx)
+        return tuple(dict.fromkeys(self.single.convert(word, param, ctx) for word in words))
+
+
+BIT_WIDTHS = Several(click.INT, "N,…")
+
+
 def _parse_model_args(ctx: click.Context, param: click.Parameter, values: Iterable[str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for value in values:
@@ -165,21 +185,6 @@ runtime_options = _runtime_options(PRECISIONS)
 training_runtime_options = _runtime_options(TRAINING_PRECISIONS)
 
 
-class Numbers(click.ParamType):
-    """Comma-separated numbers."""
-
-    name = "N,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """A tuple of floats."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in value.split(",") if part)
-        except ValueError:
-            self.fail(f"expected comma-separated numbers, got {value!r}", param, ctx)
-
-
 def _training(name: str, help: str, metavar: str | None = None, kind: Any = None) -> Callable:
     """The option of a field of `TrainingRecipe`, with its default and type."""
     default = getattr(TrainingRecipe, name)
@@ -201,7 +206,7 @@ training_options = _group(
     _training("warmup", "Epochs in which the rate rises; one-cycle: 0 is three tenths of all.", "EPOCHS"),
     _training(
         "milestones", "Of schedule step: epochs, or shares of them, after which the rate falls. "
-        f"[default: {','.join(map(str, MILESTONES))}]", kind=Numbers(),
+        f"[default: {','.join(map(str, MILESTONES))}]", kind=Several(click.FLOAT, "N,…"),
     ),
     _training("gamma", "Of schedules step and plateau: the factor by which the rate falls."),
     _training("patience", "Of schedule plateau: epochs without a lower loss before the rate falls.", "EPOCHS"),

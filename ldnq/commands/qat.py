@@ -10,7 +10,7 @@ import click
 from ldnq.commands import console, options
 from ldnq.commands.config_file import config_option, goes_on, resume_option
 from ldnq.commands.summary import summary
-from ldnq.config import BITS, KBITS, SCALES, TRAINED, UPDATES, RunConfig, TrainedConfig
+from ldnq.config import BITS, KBITS, SCALES, SUPERVISIONS, TRAINED, UPDATES, RunConfig, TrainedConfig
 
 BIT_WIDTH = click.Choice([str(bits) for bits in BITS])
 
@@ -46,6 +46,15 @@ def _bits(name: str, what: str) -> Any:
 @click.option(
     "--input-scale/--no-input-scale", default=None, help="Scale outputs of xnor by the magnitude of their inputs."
 )
+@click.option("--bits", type=options.BIT_WIDTHS, help="Widths of any-precision, 1 to 8 and 32. [default: 1,2,4,8,32]")
+@click.option(
+    "--supervision", type=click.Choice(SUPERVISIONS),
+    help="What narrower widths of any-precision learn from: labels, the widest, the next wider. [default: recursive]",
+)  # fmt: skip
+@click.option(
+    "--calibrate-bits", type=options.BIT_WIDTHS,
+    help="Widths of any-precision that are not trained: their batch norms are calibrated on a sample.",
+)  # fmt: skip
 @click.option(
     "--update", type=click.Choice(UPDATES), default=UPDATES[0], show_default=True,
     help="The weights that the optimizer steps: float ones, or those that are quantized already.",
@@ -75,6 +84,7 @@ def qat_command(
     \b
     ldnq qat --model resnet20 --dataset digits --method dorefa --wbits 4 --abits 4 --epochs 10
     ldnq qat --model nin --method xnor --lr 0.01
+    ldnq qat --model preact-resnet20 --method any-precision --bits 1,2,4,8,32 --optimizer adam --lr 0.001
     ldnq qat --model resnet20 --method pot --kbits 3 --init results/RUN/model.h5
     ldnq qat --resume results/RUN
 

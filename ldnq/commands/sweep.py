@@ -20,31 +20,18 @@ OWN = {"model", "kbits", "target_bits", "seed", "output", "resume", "curves"}
 PASSED = [option for option in quantize_command.params if option.expose_value and option.name not in OWN]
 
 
-class Several(click.ParamType):
-    """Values with commas between them, each of the type `single`."""
-
-    def __init__(self, single: click.ParamType, name: str) -> None:
-        self.single = single
-        self.name = name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        """A tuple of distinct values, in the order given."""
-        if isinstance(value, tuple):
-            return value
-        words = [word.strip() for word in value.split(",") if word.strip()]
-        if not words:
-            self.fail(f"expected values with commas between them, got {value!r}", param, ctx)
-        return tuple(dict.fromkeys(self.single.convert(word, param, ctx) for word in words))
-
-
 @click.command("sweep", params=PASSED, short_help="Quantize with many settings, and compare.")
 @config_option
 @click.option(
-    "--models", type=Several(click.STRING, "NAME,…"), shell_complete=complete("models"),
+    "--models", type=options.Several(click.STRING, "NAME,…"), shell_complete=complete("models"),
     help="Networks; see 'ldnq list models'.",
 )  # fmt: skip
 @click.option(
-    "--kbits", type=Several(click.INT, "K,…"), default="3,5,7,9,11", show_default=True, help="Numbers of levels."
+    "--kbits",
+    type=options.Several(click.INT, "K,…"),
+    default="3,5,7,9,11",
+    show_default=True,
+    help="Numbers of levels.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Draws of the calibration set.")
 @click.option(

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from ldnq.errors import CheckpointError, LdnqError, shorten
 from ldnq.folding import without_batch_norms
 from ldnq.grid import Grid
+from ldnq.nesting import Precisions
 from ldnq.network import build
 from ldnq.preprocessing import Preprocessing
 from ldnq.quantized import QuantizedModel, QuantizedWeight
 from ldnq.quantizers.activations import with_grids
 from ldnq.quantizers.inputs import rebuilt
+from ldnq.switching import with_layers, with_norms
 
 DTYPES = {
     name: getattr(torch, name)
@@ -42,6 +44,7 @@ class Contents:
     folded: bool
     grids: dict[str, Grid]
     inputs: dict[str, dict[str, Any]]
+    precisions: Precisions | None = None
 
     @classmethod
     def parse(
@@ -59,6 +62,7 @@ class Contents:
             folded=bool(header.get("folded", False)),
             grids={str(name): Grid(float(s), int(z), int(b)) for name, (s, z, b) in header.get("grids", {}).items()},
             inputs={str(name): dict(spec) for name, spec in header.get("inputs", {}).items()},
+            precisions=Precisions(**header["precisions"]) if header.get("precisions") else None,
         )
 
     def assemble(self, path: str | Path, module: nn.Module | None = None) -> QuantizedModel:
@@ -75,6 +79,8 @@ class Contents:
             module = build(self.model, self.model_args)
         if self.inputs:
             module = rebuilt(copy.deepcopy(module), self.inputs)
+        if self.precisions:
+            module = self._with_widths(copy.deepcopy(module), self.precisions, path)
         if self.folded:
             module = without_batch_norms(copy.deepcopy(module))
         if self.grids:
@@ -91,7 +97,16 @@ class Contents:
             self.folded,
             self.grids,
             self.inputs,
+            self.precisions,
         )
+
+    def _with_widths(self, module: nn.Module, precisions: Precisions, path: str | Path) -> nn.Module:
+        scales = {name: self.tensors.get(name.removesuffix("weight") + "scales") for name in precisions.parameters}
+        found = {name: entries for name, entries in scales.items() if entries is not None}
+        if len(found) < len(scales):
+            raise CheckpointError(f"{path} does not fit the network: scales of some widths are missing")
+        codes = {name: weight.codes for name, weight in self.weights.items()}
+        return with_layers(with_norms(module, precisions.widths), precisions, found, codes)
 
 
 def describe(model: QuantizedModel) -> dict[str, Any]:
@@ -105,6 +120,7 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "folded": model.folded,
         "grids": {name: [grid.scale, grid.zero_point, grid.bits] for name, grid in model.grids.items()},
         "inputs": {name: dict(spec) for name, spec in model.inputs.items()},
+        "precisions": model.precisions and asdict(model.precisions),
     }
 
 

@@ -1,7 +1,7 @@
 """DoReFa-Net: weights, activations and gradients of few bits (Zhou et al., arXiv 1606.06160)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from ldnq.codebook import Codebook
 from ldnq.config import FLOAT
 from ldnq.quantized import QuantizedWeight
 from ldnq.quantizers.inputs import Compute, InputQuantizer, check_bits, kinds
-from ldnq.quantizers.methods import methods
+from ldnq.quantizers.methods import Method, methods
 from ldnq.quantizers.parametrized import Quantizer
 from ldnq.quantizers.straight_through import sign, straight_through
 
@@ -21,10 +21,9 @@ MAX_BITS = 8
 
 @methods.register("dorefa")
 @dataclass(frozen=True)
-class DoReFa:
+class DoReFa(Method):
     """DoReFa-Net: weights of `wbits`, inputs of `abits` between 0 and 1, gradients of `gbits` (arXiv 1606.06160)."""
 
-    binary: ClassVar[bool] = False
     wbits: int = 4
     abits: int = 4
     gbits: int = FLOAT

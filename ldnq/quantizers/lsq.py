@@ -1,7 +1,7 @@
 """LSQ: steps that are learned (Esser et al., arXiv 1902.08153)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +11,16 @@ from ldnq.config import FLOAT
 from ldnq.errors import UsageError
 from ldnq.quantized import QuantizedWeight
 from ldnq.quantizers.inputs import Compute, InputQuantizer, check_bits, kinds
-from ldnq.quantizers.methods import methods
+from ldnq.quantizers.methods import Method, methods
 from ldnq.quantizers.parametrized import Quantizer
 from ldnq.quantizers.straight_through import straight_through
 
 
 @methods.register("lsq")
 @dataclass(frozen=True)
-class Lsq:
+class Lsq(Method):
     """LSQ: weights of `wbits` and activations of `abits` whose steps are learned (arXiv 1902.08153)."""
 
-    binary: ClassVar[bool] = False
     wbits: int = 4
     abits: int = 4
 

@@ -10,9 +10,15 @@ from ldnq.registry import Registry
 
 
 class Method(Protocol):
-    """A frozen dataclass whose fields are its options; `binary` where inputs become signs."""
+    """A frozen dataclass whose fields are its options; `binary` where inputs become signs. `widths` are those of a
+    network that learns at several."""
 
-    binary: ClassVar[bool]
+    binary: ClassVar[bool] = False
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Ascending; none where there is only one."""
+        return ()
 
     def weights(self, layer: nn.Module) -> Quantizer | None:
         """What computes the weights of `layer`, a Conv2d or Linear, from latent values that start as they are; None

@@ -1,7 +1,6 @@
 """The power-of-two codebook, with a straight-through gradient."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -9,7 +8,7 @@ from ldnq.codebook import Codebook
 from ldnq.config import FLOAT
 from ldnq.problem import project
 from ldnq.quantizers.lsq import StepInputs, StepWeight
-from ldnq.quantizers.methods import methods
+from ldnq.quantizers.methods import Method, methods
 from ldnq.quantizers.parametrized import ScaledQuantizer
 
 # How far from the level towards the edge of its cell a latent value may start.
@@ -18,11 +17,10 @@ MARGIN = 0.9
 
 @methods.register("pot")
 @dataclass(frozen=True)
-class PowerOfTwo:
+class PowerOfTwo(Method):
     """The levels of 'ldnq quantize', `{0, ±α, ±2α, …}`, `kbits` of them, with learned scales, trained straight through;
     activations of `abits` as in LSQ (TTQ, arXiv 1612.01064, with equal scales on both sides)."""
 
-    binary: ClassVar[bool] = False
     kbits: int = 3
     scale: str = "layer"
     abits: int = FLOAT

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from ldnq.codebook import Codebook
 from ldnq.quantized import QuantizedWeight
 from ldnq.quantizers.inputs import Compute, InputQuantizer, kinds
-from ldnq.quantizers.methods import methods
+from ldnq.quantizers.methods import Method, methods
 from ldnq.quantizers.parametrized import Quantizer
 from ldnq.quantizers.straight_through import sign, straight_through
 
@@ -22,7 +22,7 @@ WINDOWS = ("kernel_size", "stride", "padding", "dilation", "groups")
 
 @methods.register("xnor")
 @dataclass(frozen=True)
-class XnorNet:
+class XnorNet(Method):
     """XNOR-Net: weights `α sign(w)` with one α a channel, inputs `sign(x)` behind a batch norm (arXiv 1603.05279).
 
     With `input_scale` outputs are multiplied by the mean magnitude of each window of the inputs.

@@ -14,8 +14,8 @@ from ldnq.report.sections import error_chart
 
 # What names a run, the most telling first; then whatever else differs.
 TELLING = (
-    "model", "dataset", "method", "preset", "kbits", "wbits", "abits", "scale", "solver", "epochs", "samples", "ratio",
-    "seed",
+    "model", "dataset", "method", "preset", "kbits", "wbits", "abits", "bits", "scale", "solver", "epochs", "samples",
+    "ratio", "seed",
 )  # fmt: skip
 # Where things lay and what machine did it: no choice of method.
 ELSEWHERE = {

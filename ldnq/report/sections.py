@@ -24,6 +24,7 @@ def of(record: Record) -> dict[str, Any]:
     return {
         "levels": levels(record),
         "trained": trained(record),
+        "widths": record.metrics.get("top1_at"),
         "curves": accuracy_chart(record.curves) if record.curves else None,
         "error_chart": error_chart([record]),
         "largest_error": max(record.errors.values(), default=0.0),
@@ -54,6 +55,8 @@ def trained(record: Record) -> str | None:
         for name, what in (("wbits", "weights"), ("abits", "activations"), ("gbits", "gradients"))
         if metrics[name] is not None and metrics[name] < FLOAT
     ]
+    if metrics.get("bits"):
+        bits = [f"{', '.join(map(str, metrics['bits']))} bits", f"supervision {metrics['supervision']}"]
     stepped = ", the quantized weights stepped" if metrics["update"] == "quantized" else ""
     return (
         f"{', '.join([metrics['method'], *bits])}{stepped}; {metrics['epochs']} epochs on "

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from ldnq.calibration import CalibrationImages
 from ldnq.graph import Layer, SkippedLayer, find_layers, forward
+from ldnq.nesting import BITS, Precisions
 from ldnq.quantized import LayerResult, QuantizationState
+from ldnq.quantizers.any_precision import SwitchedTanh
 from ldnq.quantizers.inputs import InputQuantizer, with_inputs
 from ldnq.quantizers.methods import Method
 from ldnq.quantizers.parametrized import Quantizer, parametrized
 from ldnq.stages.selection import choose_layers
+from ldnq.switching import set_width, with_layers, with_norms
 from ldnq.wiring import Wiring
 
 ENDS = "first or last layer"
@@ -22,11 +25,12 @@ ENDS = "first or last layer"
 
 @dataclass(frozen=True)
 class Pupil:
-    """What is to be trained: the `parameters` of `module` in groups as an optimizer takes them, and what is to be done
-    before and after its steps."""
+    """What is to be trained: the `parameters` of `module` in groups as an optimizer takes them, at `widths` if it has
+    several, and what is to be done before and after its steps."""
 
     module: nn.Module
     parameters: list[dict[str, Any]]
+    widths: tuple[int, ...]
     before_step: Callable[[], None]
     after_step: Callable[[], None]
 
@@ -53,16 +57,26 @@ class QuantizedTraining:
         layers, unfit = find_layers(state.student, example[:2])
         layers, left_out = choose_layers(layers, self.skip, ENDS if self.keep_first_last else "")
         inputs = self._round_inputs(state.student, layers, example)
+        widths = self.method.widths
+        if widths:
+            with_norms(state.student, widths)
         made = {layer.weight_name: self.method.weights(state.student.get_submodule(layer.name)) for layer in layers}
         quantizers = {name: quantizer for name, quantizer in made.items() if quantizer is not None}
         state.student.requires_grad_(True)
         with parametrized(state, quantizers) as latents:
             self.fit(self._pupil(state.student, quantizers, latents, inputs))
-            state.student.eval()
+            set_width(state.student.eval(), max(widths, default=0))
             _note_floats(state.teacher, quantizers, latents)
+            switched = {name: made for name, made in quantizers.items() if isinstance(made, SwitchedTanh)}
+            scales = {name: made.scales(latents[name]) for name, made in switched.items()}
+        if switched:
+            state.precisions = Precisions(BITS, widths, tuple(switched))
+            codes = {name: weight.codes for name, weight in state.weights.items()}
+            with_layers(state.student, state.precisions, scales, codes)
         state.inputs = {name: quantizer.spec() for name, quantizer in inputs.items()}
         state.results = [LayerResult(layer) for layer in layers if layer.weight_name in state.weights]
-        floats = [layer for layer in layers if layer.weight_name not in state.weights]
+        known = {*state.weights, *switched}
+        floats = [layer for layer in layers if layer.weight_name not in known]
         reason = "weights of more than 8 bits are kept as floats"
         state.skipped = [*unfit, *left_out, *(SkippedLayer(it.name, it.kind, it.shape, reason) for it in floats)]
         return state
@@ -99,7 +113,7 @@ class QuantizedTraining:
         groups = [{"params": rest}, *([{"params": steps, "weight_decay": 0.0}] if steps else [])]
         pairs = [(quantizers[name], latent) for name, latent in latents.items()]
         before = partial(_quantize, pairs) if self.step_quantized else _nothing
-        return Pupil(student, groups, before, partial(_clamp, pairs))
+        return Pupil(student, groups, self.method.widths, before, partial(_clamp, pairs))
 
 
 def _start(quantizer: InputQuantizer, arguments: tuple[Tensor, Any]) -> None:

@@ -1,0 +1,185 @@
+"""Networks that run at several widths: parts that are switched, one set of weights, a batch norm for each width."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ldnq.config import FLOAT
+from ldnq.errors import NetworkError
+from ldnq.nesting import Precisions
+
+
+class Switched:
+    """A part of a network that has a width."""
+
+    width: int
+
+    def switch(self, width: int) -> None:
+        """Work at `width` from now on."""
+        self.width = width
+
+
+def set_width(module: nn.Module, width: int) -> None:
+    """Switch every part of `module` that has a width."""
+    for part in module.modules():
+        if isinstance(part, Switched):
+            part.switch(width)
+
+
+class SwitchedNorm(Switched, nn.ModuleDict):
+    """A batch norm for each of `widths`, all beginning as `norm`."""
+
+    def __init__(self, norm: _BatchNorm, widths: Sequence[int]) -> None:
+        super().__init__({str(width): copy.deepcopy(norm) for width in widths})
+        self.width = max(widths)
+
+    def add(self, width: int) -> None:
+        """One more, its factors and offsets between those of the next narrower and the next wider."""
+        known = sorted(map(int, self))
+        below = max((one for one in known if one < width), default=known[0])
+        above = min((one for one in known if one > width), default=known[-1])
+        low, high = self.of(below), self.of(above)
+        self[str(width)] = norm = copy.deepcopy(low)
+        if norm.affine and above > below:
+            share = (width - below) / (above - below)
+            norm.weight.data.copy_(low.weight.data.lerp(high.weight.data, share))
+            norm.bias.data.copy_(low.bias.data.lerp(high.bias.data, share))
+
+    def of(self, width: int) -> _BatchNorm:
+        """That of `width`."""
+        return cast(_BatchNorm, self[str(width)])
+
+    @property
+    def current(self) -> _BatchNorm:
+        """That of the width it works at."""
+        return self.of(self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.current(x)
+
+
+def with_norms(module: nn.Module, widths: Sequence[int]) -> nn.Module:
+    """`module`, changed so that each of its batch norms is one for every width."""
+    return _replaced(module, _BatchNorm, lambda norm: SwitchedNorm(norm, widths))
+
+
+class NestedLayer(Switched):
+    """What a layer becomes beside what it is, a Conv2d or Linear, whose weights of all widths come from one parameter.
+
+    `scales` (widths, 1 or out) are those of every width. `codes`, uint8 in the weight's shape, are those stored; where
+    the parameter is of floats there are none, and they come from it. The weights of a width are made when they are
+    first used, and kept until the next switch.
+    """
+
+    precisions: Precisions
+    scales: Tensor
+    codes: Tensor | None
+    made: Tensor | None
+    _parameters: dict[str, nn.Parameter | None]
+
+    def switch(self, width: int) -> None:
+        super().switch(width)
+        self.made = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights of the width."""
+        if self.width == FLOAT:
+            return self._stored
+        if self.made is None:
+            precisions = self.precisions
+            levels = precisions.codebook(self.width).values(precisions.narrowed(self.stored_codes(), self.width))
+            self.made = self.scale(self.width).view(-1, *[1] * (levels.dim() - 1)) * levels
+        return self.made
+
+    def add(self, width: int) -> None:
+        """One more, its scale that of uniform levels between the same ends."""
+        known, stored = self.precisions, self.precisions.stored
+        scale = self.scale(stored) if stored in known.widths else self.scale(FLOAT) / (2**stored - 1)
+        scales = dict(zip(known.widths, self.scales)) | {width: scale * (2**stored - 1) / (2**width - 1)}
+        self.precisions = replace(known, widths=tuple(sorted(scales)))
+        self.scales = torch.stack([scales[one] for one in self.precisions.widths])
+
+    def scale(self, width: int) -> Tensor:
+        """That of the weights of `width`, flat."""
+        return self.scales[self.precisions.widths.index(width)]
+
+    @property
+    def _stored(self) -> Tensor:
+        parameter = self._parameters["weight"]
+        assert parameter is not None  # noqa: S101, for the type
+        return parameter
+
+    def stored_codes(self) -> Tensor:
+        """Those that the codes of all widths come from."""
+        if self.codes is not None:
+            return self.codes
+        return unit_codes(self._stored, self.scale(FLOAT), self.precisions.stored).to(torch.uint8)
+
+
+def unit_codes(weight: Tensor, magnitude: Tensor, bits: int) -> Tensor:
+    """Codes, as floats, of `bits` nearest to a `weight` between −`magnitude` and `magnitude`."""
+    tiny = torch.finfo(weight.dtype).tiny
+    return ((weight / (2 * magnitude.clamp(min=tiny)) + 0.5) * (2**bits - 1)).round()
+
+
+def with_layers(
+    module: nn.Module, precisions: Precisions, scales: Mapping[str, Tensor], codes: Mapping[str, Tensor]
+) -> nn.Module:
+    """`module`, changed so that the layers of `precisions` have a width, with `scales` (widths, 1 or out) and, but for
+    weights that are floats, stored `codes`, by the weights' names.
+
+    Raises `NetworkError` where there is no such layer.
+    """
+    for name in precisions.parameters:
+        layer = _layer(module, name)
+        device = layer.weight.device
+        layer.__class__ = _nested(type(layer))  # type: ignore[arg-type]
+        layer.precisions, layer.width = precisions, precisions.widths[-1]
+        layer.register_buffer("scales", scales[name].detach().clone().to(device))
+        stored = codes[name].to(device) if name in codes else None
+        layer.register_buffer("codes", stored, persistent=False)
+        layer.register_buffer("made", None, persistent=False)
+    return module
+
+
+@torch.no_grad()
+def without_widths(module: nn.Module) -> nn.Module:
+    """`module`, changed to what it is at its width alone."""
+    for layer in [part for part in module.modules() if isinstance(part, NestedLayer)]:
+        weight = layer.weight.clone()
+        layer.__class__ = type(layer).__bases__[1]
+        for name in ("scales", "codes", "made"):
+            delattr(layer, name)
+        layer.weight.copy_(weight)
+    return _replaced(module, SwitchedNorm, lambda norm: norm.current)
+
+
+@cache
+def _nested(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Nested{kind.__name__}", (NestedLayer, kind), {})
+
+
+def _replaced(module: nn.Module, kind: type, make: Any) -> nn.Module:
+    found = [(name, part) for name, part in module.named_modules() if isinstance(part, kind)]
+    for name, part in found:
+        owner, _, child = name.rpartition(".")
+        setattr(module.get_submodule(owner), child, make(part))
+    return module
+
+
+def _layer(module: nn.Module, parameter: str) -> Any:
+    name = parameter.rpartition(".")[0]
+    try:
+        layer = module.get_submodule(name)
+    except AttributeError as error:
+        raise NetworkError(f"the network has no layer {name} of several widths: is it another version?") from error
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+        raise NetworkError(f"expected a Conv2d or Linear layer {name} of several widths, found {type(layer).__name__}")
+    return layer

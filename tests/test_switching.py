@@ -1,0 +1,155 @@
+"""Networks of several widths: what is trained is what is stored, and switching leaves nothing behind."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldnq import formats
+from ldnq.calibration import CalibrationImages
+from ldnq.errors import CheckpointError, UsageError
+from ldnq.formats import h5
+from ldnq.preparation import start
+from ldnq.quantized import QuantizedModel
+from ldnq.quantizers.any_precision import AnyPrecision
+from ldnq.stages.training import QuantizedTraining
+from ldnq.stages.widths import WidthCalibration
+from ldnq.switching import SwitchedNorm, set_width, with_norms
+
+INTEGERS, FLOATS = (1, 2, 8), (2, 4, 32)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect", groups=2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 36, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4),
+    )  # fmt: skip
+
+
+def images():
+    found = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return CalibrationImages(found, lambda batch: batch, None, 32, torch.device("cpu"))
+
+
+def trained(widths, more=()):
+    """A model of these widths after a few steps, and what the network gave at each while its weights were latent."""
+    given = {}
+
+    def fit(pupil):
+        optimizer = torch.optim.SGD(pupil.parameters, 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            for width in reversed(pupil.widths):
+                set_width(pupil.module, width)
+                outputs = pupil.module.train()(images().images)
+                nn.functional.cross_entropy(outputs, torch.arange(32) % 4).backward()
+            optimizer.step()
+        for width in widths:
+            set_width(pupil.module, width)
+            given[width] = pupil.module.eval()(images().images).detach()
+
+    state = QuantizedTraining(AnyPrecision(widths), fit)(start(network()), images(), torch.Generator())
+    if more:
+        state = WidthCalibration(more)(state, images(), torch.Generator())
+    model = QuantizedModel(state.student, state.weights, inputs=state.inputs, precisions=state.precisions)
+    return model, given
+
+
+@pytest.mark.parametrize("widths", [INTEGERS, FLOATS, (4,), (32,)], ids=str)
+@pytest.mark.parametrize("suffix", ["h5", "safetensors"])
+def test_every_width_of_a_loaded_checkpoint_is_the_one_trained_bit_for_bit(widths, suffix, tmp_path):
+    model, given = trained(widths)
+    path = tmp_path / f"model.{suffix}"
+    h5.save(model, path) if suffix == "h5" else formats.safetensors.save(model, path)
+    loaded = formats.load(path, network())
+    for width in (*widths, *reversed(widths)):
+        loaded.set_bits(width)
+        assert torch.equal(loaded.module(images().images), given[width])
+
+
+@pytest.mark.parametrize("widths", [INTEGERS, FLOATS], ids=str)
+def test_switching_back_and_forth_leaves_no_trace(widths):
+    model, given = trained(widths)
+    before = copy.deepcopy(model.module.state_dict())
+    for width in (*widths, widths[0], widths[-1]):
+        model.set_bits(width)
+        assert torch.equal(model.module(images().images), given[width])
+    after = model.module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("widths", [INTEGERS, FLOATS], ids=str)
+def test_a_width_alone_is_an_ordinary_model(widths, tmp_path):
+    model, given = trained(widths)
+    for width in widths:
+        alone = model.at(width)
+        assert not any(isinstance(part, SwitchedNorm) for part in alone.module.modules())
+        assert alone.module.state_dict().keys() == network().state_dict().keys()
+        assert torch.equal(alone.module(images().images), given[width])
+        for name, weight in alone.weights.items():
+            assert weight.codebook.num_levels == 2**width
+            assert torch.equal(alone.module.state_dict()[name], weight.dequantize())
+        assert bool(alone.weights) == (width < 32)
+        h5.save(alone, tmp_path / "alone.h5")
+        assert torch.equal(formats.load(tmp_path / "alone.h5", network()).module(images().images), given[width])
+    model.set_bits(widths[0])
+    assert torch.equal(model.module(images().images), given[widths[0]])
+
+
+def test_only_the_weights_of_the_widest_are_stored(tmp_path):
+    sizes = h5.save(trained((1, 2, 4, 8))[0], tmp_path / "several.h5")
+    one = h5.save(trained((8,))[0], tmp_path / "one.h5")
+    # Three batch norms of 8 and 12 channels have four vectors and a counter each, two layers a scale each.
+    assert sizes["codes"] == one["codes"] == 8 * 4 * 9 + 12 * 288
+    assert sizes["tensors"] - one["tensors"] == 3 * (4 * 4 * (8 + 8 + 12) + 3 * 8 + 2 * 4)
+    # With floats among the widths there are no codes.
+    assert h5.save(trained((1, 32))[0], tmp_path / "floats.h5")["codes"] == 0
+
+
+@pytest.mark.parametrize("widths", [(1, 4, 8), (2, 32)], ids=str)
+def test_a_width_that_was_not_trained_is_calibrated_alone(widths, tmp_path):
+    plain, given = trained(widths)
+    model, _ = trained(widths, (3,))
+    h5.save(model, tmp_path / "model.h5")
+    loaded = formats.load(tmp_path / "model.h5", network())
+    assert loaded.precisions.widths == tuple(sorted((*widths, 3)))
+    for width in widths:
+        loaded.set_bits(width)
+        assert torch.equal(loaded.module(images().images), given[width])
+    low, high = plain.module[4].of(widths[0]), plain.module[4].of(widths[1])
+    norm, share = loaded.module[4].of(3), (3 - widths[0]) / (widths[1] - widths[0])
+    np.testing.assert_allclose(norm.weight, (low.weight + share * (high.weight - low.weight)).detach(), rtol=1e-6)
+    loaded.set_bits(3)
+    seen = loaded.module[:4](images().images)
+    np.testing.assert_allclose(norm.running_mean, seen.mean((0, 2, 3)).detach(), rtol=1e-4, atol=1e-6)
+    assert loaded.at(3).weights["3.weight"].codebook.num_levels == 8
+
+
+def test_what_cannot_be_switched_is_said():
+    model, _ = trained((2, 8))
+    with pytest.raises(UsageError, match="expected bits of 2, 8, got 4"):
+        model.set_bits(4)
+    with pytest.raises(UsageError, match="found one of one"):
+        model.at(2).set_bits(2)
+
+
+def test_a_file_without_the_scales_of_a_width_is_refused(tmp_path):
+    model, _ = trained((2, 8))
+    h5.save(model, tmp_path / "model.h5")
+    contents = h5.read(tmp_path / "model.h5")
+    del contents.tensors["3.scales"]
+    with pytest.raises(CheckpointError, match="scales of some widths are missing"):
+        contents.assemble("model.h5", network())
+
+
+def test_every_width_has_its_own_statistics():
+    module = with_norms(network().train(), (1, 8))
+    set_width(module, 1)
+    module(5 + torch.randn(16, 3, 8, 8))
+    assert module[1].of(1).num_batches_tracked == 1
+    assert module[1].of(8).num_batches_tracked == 0
