@@ -8,7 +8,6 @@ epochs; then rewrites `qat_cifar10.md` and the plots `qat-nin.svg` and `qat-resn
 was stopped goes on where it was while its folder in `results/` is there.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,10 @@ from typing import Any
 import click
 import matplotlib
 from matplotlib import pyplot
-from rows import FIGURES, publish
+from rows import FIGURES, Kept, publish
 
 from ldnq import api, curves
 from ldnq.checkpoints import read
-from ldnq.files import write_json
 from ldnq.report.record import Record
 
 HERE = Path(__file__).parent
@@ -85,25 +83,6 @@ def main(data_root: str, rows: str, epochs: int, threads: int) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "ldnq"
     for model in ("nin", "resnet20"):
         plot(kept, model, FIGURES / f"qat-{model}.svg")
-
-
-class Kept:
-    """Runs in a JSON file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.runs = json.loads(path.read_text()) if path.exists() else []
-
-    def of(self, name: str, epochs: int | None = None) -> dict[str, Any] | None:
-        """The run of the row called `name` with so many epochs, or with the most."""
-        found = [run for run in self.runs if run["row"] == name and epochs in (None, run["epochs"])]
-        return max(found, key=lambda run: run["epochs"], default=None)
-
-    def add(self, run: dict[str, Any]) -> None:
-        """Keep one more."""
-        self.runs.append(run)
-        write_json(self.path, self.runs)
-        click.echo(f"{run['row']}, {run['epochs']} epochs: {run['top1']:.2f}")
 
 
 def train(row: Row, name: str, epochs: int, data_root: str, threads: int) -> dict[str, Any]:

@@ -73,6 +73,25 @@ class Rows:
                 write_json(self.path, self.rows)
 
 
+class Kept:
+    """Trainings in a JSON file, each a row by name of so many epochs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs = json.loads(path.read_text()) if path.exists() else []
+
+    def of(self, name: str, epochs: int | None = None) -> dict[str, Any] | None:
+        """The run of the row called `name` with so many epochs, or with the most."""
+        found = [run for run in self.runs if run["row"] == name and epochs in (None, run["epochs"])]
+        return max(found, key=lambda run: run["epochs"], default=None)
+
+    def add(self, run: dict[str, Any]) -> None:
+        """Keep one more."""
+        self.runs.append(run)
+        write_json(self.path, self.runs)
+        click.echo(f"{run['row']}, {run['epochs']} epochs: {run['top1']}")
+
+
 def publish(name: str, text: str) -> None:
     """Write the table `name` beside this script, and where the README and the documentation show it, between
     `<!-- benchmarks/NAME -->` and `<!-- end -->`."""

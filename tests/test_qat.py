@@ -54,6 +54,19 @@ def test_dorefa_of_four_bits_learns_the_digits(workdir):
     }  # fmt: skip
 
 
+def test_one_network_learns_the_digits_at_every_width(workdir):
+    options = {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.0, "epochs": 16}
+    result = learned(workdir, method="any-precision", bits=(2, 8), calibrate_bits=(4,), **options)
+    assert result.model.precisions.widths == (2, 4, 8)
+    accuracies = result.metrics["top1_at"]
+    assert accuracies["8"] == result.metrics["quantized_top1"]
+    assert min(accuracies.values()) > 90
+    measured = ldnq.evaluate("run/model.h5", model=MODEL, bits=[2, 4], dataset="digits", threads=1, precision="32")
+    assert {width: found["top1"] for width, found in measured["at"].items()} == {
+        width: accuracies[width] for width in ("2", "4")
+    }
+
+
 def test_xnor_learns_the_digits_with_one_bit(workdir):
     options = {"optimizer": "adam", "lr": 0.05, "weight_decay": 0.0, "epochs": 16, "model_args": {"width": 24}}
     result = learned(workdir, method="xnor", **options)
