@@ -140,7 +140,7 @@ def with_layers(
     for name in precisions.parameters:
         layer = _layer(module, name)
         device = layer.weight.device
-        layer.__class__ = _nested(type(layer))  # type: ignore[arg-type]
+        layer.__class__ = _kind(NestedLayer, type(layer))  # type: ignore[arg-type]
         layer.precisions, layer.width = precisions, precisions.widths[-1]
         layer.register_buffer("scales", scales[name].detach().clone().to(device))
         stored = codes[name].to(device) if name in codes else None
@@ -149,21 +149,53 @@ def with_layers(
     return module
 
 
+class SwitchedBias(Switched):
+    """What a layer becomes beside what it is, a Conv2d or Linear, that has a bias for each of `widths`: `biases` (widths,
+    out)."""
+
+    widths: tuple[int, ...]
+    biases: Tensor
+
+    @property
+    def bias(self) -> Tensor:
+        """That of the width."""
+        return self.biases[self.widths.index(self.width)]
+
+
+def with_biases(module: nn.Module, widths: tuple[int, ...], biases: Mapping[str, Tensor]) -> nn.Module:
+    """`module`, changed so that the layers of these names have `biases` (widths, out)."""
+    for name, entries in biases.items():
+        layer = _layer(module, f"{name}.bias")
+        device = layer.weight.device
+        layer.__class__ = _kind(SwitchedBias, type(layer))  # type: ignore[arg-type]
+        layer.widths, layer.width = widths, widths[-1]
+        layer.register_buffer("biases", entries.detach().clone().to(device))
+    return module
+
+
 @torch.no_grad()
 def without_widths(module: nn.Module) -> nn.Module:
     """`module`, changed to what it is at its width alone."""
-    for layer in [part for part in module.modules() if isinstance(part, NestedLayer)]:
-        weight = layer.weight.clone()
-        layer.__class__ = type(layer).__bases__[1]
-        for name in ("scales", "codes", "made"):
-            delattr(layer, name)
-        layer.weight.copy_(weight)
+    for layer in module.modules():
+        if isinstance(layer, SwitchedBias):
+            _settle(layer, "bias", ("biases",))
+        if isinstance(layer, NestedLayer):
+            _settle(layer, "weight", ("scales", "codes", "made"))
     return _replaced(module, SwitchedNorm, lambda norm: norm.current)
 
 
+def _settle(layer: Any, parameter: str, buffers: Sequence[str]) -> None:
+    """Undo the last change of its class, and let `parameter` be what it is now."""
+    value = getattr(layer, parameter).clone()
+    layer.__class__ = type(layer).__bases__[1]
+    for name in buffers:
+        delattr(layer, name)
+    getattr(layer, parameter).copy_(value)
+
+
 @cache
-def _nested(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Nested{kind.__name__}", (NestedLayer, kind), {})
+def _kind(change: type[Switched], kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{change.__name__}{kind.__name__}", (change, kind), {})
 
 
 def _replaced(module: nn.Module, kind: type, make: Any) -> nn.Module:

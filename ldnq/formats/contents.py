@@ -22,12 +22,16 @@ from ldnq.preprocessing import Preprocessing
 from ldnq.quantized import QuantizedModel, QuantizedWeight
 from ldnq.quantizers.activations import with_grids
 from ldnq.quantizers.inputs import rebuilt
-from ldnq.switching import with_layers, with_norms
+from ldnq.switching import with_biases, with_layers, with_norms
 
 DTYPES = {
     name: getattr(torch, name)
     for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 }
+
+
+# Of layers that have a bias for each width.
+BIASES = ".biases"
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ class Contents:
         if len(found) < len(scales):
             raise CheckpointError(f"{path} does not fit the network: scales of some widths are missing")
         codes = {name: weight.codes for name, weight in self.weights.items()}
-        return with_layers(with_norms(module, precisions.widths), precisions, found, codes)
+        module = with_layers(with_norms(module, precisions.widths), precisions, found, codes)
+        ends = {name.removesuffix(BIASES): tensor for name, tensor in self.tensors.items() if name.endswith(BIASES)}
+        return with_biases(module, precisions.widths, ends)
 
 
 def describe(model: QuantizedModel) -> dict[str, Any]:
