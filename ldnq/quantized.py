@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldnq.codebook import Codebook
+from ldnq.codebook import Bounds, Codebook
 from ldnq.errors import NetworkError, UsageError
 from ldnq.graph import Layer, SkippedLayer
 from ldnq.grid import Grid
+from ldnq.nesting import interval
 from ldnq.preprocessing import Preprocessing
 
 
@@ -85,7 +86,7 @@ class QuantizationState:
     `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
     nothing may change them. `folded` tells that batch norms have become part of the layers before them, `grids` which
     activations of the student are rounded, `inputs` which layers round their inputs, and how. Layers among the
-    `results` are finished; stages tell the `journal`.
+    `results` are finished; stages tell the `journal`. Codes must merge into those of the `coarser` weights.
     """
 
     student: nn.Module
@@ -97,6 +98,14 @@ class QuantizationState:
     grids: dict[str, Grid] = field(default_factory=dict)
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     journal: Journal = field(default_factory=Journal)
+    coarser: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+
+    def bounds(self, name: str, codebook: Codebook) -> Bounds | None:
+        """The codes on `codebook` that merge into the coarser ones of the parameter `name`, if there are any."""
+        coarse = self.coarser.get(name)
+        if coarse is None:
+            return None
+        return interval(coarse.codes, coarse.codebook.num_levels, codebook.num_levels)
 
     @torch.no_grad()
     def write(self, name: str, weight: QuantizedWeight) -> None:

@@ -17,7 +17,7 @@ ROWS = [
     ["details", "curves", "schedules", "training_state"],
     ["codebook", "grid", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
     ["live"],
-    ["walk", "curvature", "products", "complexity"],
+    ["walk", "curvature", "products", "complexity", "nesting"],
     ["problem", "moments", "joints", "quantized", "datasets", "models"],
     ["quantizers", "solvers", "calibration", "evaluation", "checkpoints", "data", "runs", "folding"],
     ["report"],
