@@ -73,8 +73,11 @@ def quantize(
     return pipeline.run(config, None if output is None else Path(output)).model
 
 
-def evaluate(checkpoint: Path | str | None = None, *, bits: Sequence[int] = (), **options: Any) -> dict[str, Any]:
-    """Accuracy of a quantized `checkpoint`, of several widths at those of `bits`, or of a float `model`, as `ldnq
+def evaluate(
+    checkpoint: Path | str | None = None, *, bits: Sequence[int] = (), kbits: Sequence[int] = (), **options: Any
+) -> dict[str, Any]:
+    """Accuracy of a quantized `checkpoint`, of several widths at those of `bits` or
+    `kbits`, or of a float `model`, as `ldnq
     evaluate` gives it: plain values.
 
     >>> import ldnq
@@ -87,7 +90,7 @@ def evaluate(checkpoint: Path | str | None = None, *, bits: Sequence[int] = (), 
     config = _config({"model": ""} | options)
     if checkpoint is None:
         return measurement.evaluate_network(config)
-    return measurement.evaluate_checkpoint(Path(checkpoint), config, bits)
+    return measurement.evaluate_checkpoint(Path(checkpoint), config, bits, kbits)
 
 
 def train(
@@ -204,15 +207,24 @@ def export(
     data_root: str | None = None,
     image_size: int | None = None,
     bits: int | None = None,
+    kbits: int | None = None,
     **options: Any,
 ) -> Exported:
-    """A checkpoint or a run's folder as a file for another runtime, tried there, as `ldnq export` writes it; `bits` is
-    the width of a network of several, `options` are those of the format, such as `weight_type="int4"`."""
+    """A checkpoint or a run's folder as a file for another runtime, tried there, as `ldnq export` writes it; `bits` or
+    `kbits` is the width of a network of several, `options` are those of the format, such as `weight_type="int4"`."""
     data = DataConfig(dataset, data_root, image_size=image_size)
     own = NetworkConfig(model) if model else None
     form = formats.get(format)(**options)
     _, exported = export_checkpoint(
-        Path(checkpoint), Path(output), form, data, own, fold_batchnorm=fold_batchnorm, verify=verify, bits=bits
+        Path(checkpoint),
+        Path(output),
+        form,
+        data,
+        own,
+        fold_batchnorm=fold_batchnorm,
+        verify=verify,
+        bits=bits,
+        kbits=kbits,
     )
     return exported
 

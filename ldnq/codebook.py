@@ -1,13 +1,34 @@
 """The values that a quantized weight may take, in units of its scale."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldnq.config import KBITS
 from ldnq.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the greatest code that each weight may have, uint8 in one shape."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Bounds":
+        """What `change` makes of both."""
+        return Bounds(change(self.lower), change(self.upper))
+
+    def __getitem__(self, index: Any) -> "Bounds":
+        return self.map(lambda codes: codes[index])
+
+    def clamp(self, codes: Tensor) -> Tensor:
+        """The allowed codes nearest to `codes`."""
+        return codes.clamp(self.lower, self.upper)
 
 
 @dataclass(frozen=True)
@@ -58,8 +79,8 @@ class Codebook:
         """Information in one code, log2 of the number of levels."""
         return math.log2(self.num_levels)
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """Codes (uint8, the shape of `x`) of the levels nearest to `x`.
+    def nearest(self, x: Tensor, bounds: Bounds | None = None) -> Tensor:
+        """Codes (uint8, the shape of `x`) of the levels nearest to `x`, of those within the `bounds`.
 
         A value half way between two levels goes to the one further from zero; with no level at zero, 0 goes up.
         """
@@ -67,7 +88,8 @@ class Codebook:
         step = torch.bucketize(x.abs().contiguous(), (upper[1:] + upper[:-1]) / 2, right=True)
         # Without a zero level the first level below zero is one code under the first above it.
         below = self.num_levels // 2 - (self.num_levels % 2 == 0) - step
-        return torch.where(x < 0, below, self.num_levels // 2 + step).to(torch.uint8)
+        codes = torch.where(x < 0, below, self.num_levels // 2 + step).to(torch.uint8)
+        return codes if bounds is None else bounds.clamp(codes)
 
     def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Levels of `codes`, in units of the scale."""

@@ -68,10 +68,12 @@ def export_checkpoint(
     fold_batchnorm: bool = False,
     verify: bool = True,
     bits: int | None = None,
+    kbits: int | None = None,
 ) -> tuple[QuantizedModel, Exported]:
     """Write the network in `checkpoint`, or in a run's folder, to `output` and try it there on images of `data`.
 
-    `own` names the network where the file does not. Of one of several widths that of `bits` is written, or the widest.
+    `own` names the network where the file does not. Of one of several widths that of `bits` or `kbits` is written, or
+    the widest.
     Returns it as it was written.
     """
     path = checkpoint / "model.h5" if checkpoint.is_dir() else checkpoint
@@ -81,8 +83,10 @@ def export_checkpoint(
         raise UsageError(f"expected --output, another file than {path}, which is read")
     contents = formats.read(path)
     network = contents.assemble(path, build(own.model, own.model_args or contents.model_args) if own else None)
-    if network.precisions or bits:
-        network = network.at(bits or max(contents.precisions.widths if contents.precisions else ()))
+    if bits or kbits:
+        network = network.at(bits, kbits)
+    elif network.precisions:
+        network = network.at(**{network.precisions.unit: network.precisions.widths[-1]})
     images = sample_images(network, data)
     if fold_batchnorm:
         network = folded(network, images)

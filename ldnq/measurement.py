@@ -14,8 +14,10 @@ from ldnq.datasets.images import Prepared, loader
 from ldnq.errors import DataError, UsageError
 from ldnq.evaluation import Accuracy, evaluate
 from ldnq.network import build, decide_preprocessing, find_family, load_network
+from ldnq.precisions import Precisions
 from ldnq.preprocessing import Preprocessing
 from ldnq.progress import track
+from ldnq.switching import set_width
 
 
 def evaluate_network(config: RunConfig) -> dict[str, Any]:
@@ -27,17 +29,13 @@ def evaluate_network(config: RunConfig) -> dict[str, Any]:
     return _report(network.module, network.preprocessing, data, config.runtime)
 
 
-def evaluate_checkpoint(path: Path, config: RunConfig, bits: Sequence[int] = ()) -> dict[str, Any]:
+def evaluate_checkpoint(
+    path: Path, config: RunConfig, bits: Sequence[int] = (), kbits: Sequence[int] = ()
+) -> dict[str, Any]:
     """Accuracy of the quantized network in `path` on its own dataset, or on the one `config` names; of a network of
-    several widths also `at` those of `bits`, or at each."""
+    several widths those of `bits` or `kbits`, or all, by width as `at`, and that of the widest of them."""
     contents = formats.read(path)
-    if bits and not contents.precisions:
-        raise UsageError(f"expected --bits with a network of several widths, found one of one in {path}")
-    widths = (
-        [contents.precisions.check(width) for width in bits or contents.precisions.widths]
-        if contents.precisions
-        else []
-    )
+    widths = _widths(contents.precisions, bits, kbits, path)
     dataset = resolve_dataset(config.data.dataset, contents.provenance.get("dataset", ""), str(path))
     data = load_data(config.data, dataset, training=False)
     factory = config.network.model
@@ -47,14 +45,22 @@ def evaluate_checkpoint(path: Path, config: RunConfig, bits: Sequence[int] = ())
     preprocessing = decide_preprocessing(find_family(factory or contents.model), config.data, dataset, card)
     found = {}
     for width in widths:
-        model.set_bits(width)
-        found[str(width)] = _report(model.module, preprocessing, data, config.runtime)
-    if found:
-        widest = found[str(max(widths))]
-        return widest | {
-            "at": {width: {name: accuracy[name] for name in ("top1", "top5")} for width, accuracy in found.items()}
-        }
-    return _report(model.module, preprocessing, data, config.runtime)
+        set_width(model.module, width)
+        found[width] = _report(model.module, preprocessing, data, config.runtime)
+    if not found:
+        return _report(model.module, preprocessing, data, config.runtime)
+    at = {str(width): {name: accuracy[name] for name in ("top1", "top5")} for width, accuracy in found.items()}
+    return found[max(found)] | {"at": at}
+
+
+def _widths(precisions: Precisions | None, bits: Sequence[int], kbits: Sequence[int], path: Path) -> list[int]:
+    """Those asked for, else all; raises `UsageError` where the network does not have them."""
+    if precisions is None:
+        if bits or kbits:
+            raise UsageError(f"expected a network of several widths with --bits or --kbits, found one of one in {path}")
+        return []
+    asked = [precisions.check(width, unit) for unit, some in (("bits", bits), ("kbits", kbits)) for width in some]
+    return asked or list(precisions.widths)
 
 
 def measure(

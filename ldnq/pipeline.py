@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from ldnq.allocation import settle_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.config import AUTO, RecipeConfig, RunConfig
-from ldnq.errors import DataError, keeping
+from ldnq.errors import DataError, UsageError, keeping
 from ldnq.evaluation import Accuracy
 from ldnq.journal import FileJournal, digest
 from ldnq.measurement import measure
 from ldnq.preparation import Preparation, check_teacher, copied, prepare, start
 from ldnq.presets import fill_in, stages
 from ldnq.progress import headline
-from ldnq.quantized import Journal, QuantizationState, QuantizedModel
+from ldnq.quantized import Journal, QuantizationState, QuantizedModel, QuantizedWeight
 from ldnq.report import write_report
 from ldnq.results import RunResult, left_float
 from ldnq.runs import RunFolder, default_folder
@@ -150,13 +151,43 @@ def apply_recipe(
     seed: int,
     mixed_precision: bool = False,
     journal: Journal | None = None,
+    coarser: Mapping[str, QuantizedWeight] | None = None,
 ) -> QuantizationState:
     """Run the stages of a filled-in and settled `recipe` on a copy of `module`, which is left as it is; from where the
-    `journal` is, if there is one."""
+    `journal` is, if there is one. Codes merge into those of the `coarser` weights."""
     generator = torch.Generator().manual_seed(seed)
     if recipe.training and (recipe.block_steps or recipe.distillation_steps):
         images = images.set_apart(HELD_OUT, generator)
-    return apply_stages(module, images, stages(recipe, mixed_precision), generator, journal)
+    return apply_stages(module, images, stages(recipe, mixed_precision), generator, journal, coarser)
+
+
+def apply_nested(
+    module: nn.Module,
+    images: CalibrationImages,
+    recipe: RecipeConfig,
+    kbits: Iterable[int],
+    seed: int,
+    mixed_precision: bool = False,
+    journals: Callable[[int], Journal | None] = lambda kbits: None,
+) -> dict[int, QuantizationState]:
+    """As `apply_recipe`, with each of several numbers of levels, the fewest first and as by itself: the codes of every
+    state merge (`ldnq.nesting`) into those of the states before it, so that the last one's codes are those of all.
+    What is left to each is small: scales, batch norms, biases.
+
+    Raises `UsageError` where the recipe would leave more to each than that.
+    """
+    if recipe.abits:
+        raise UsageError(f"expected float activations of nested codebooks, got --abits {recipe.abits}")
+    if recipe.training and recipe.cascade_epochs and (recipe.skip or recipe.keep_first_last):
+        raise UsageError("the cascade update would train layers that stay float anew for each codebook: --no-training")
+    states: dict[int, QuantizationState] = {}
+    coarser: Mapping[str, QuantizedWeight] = {}
+    for levels in sorted(kbits):
+        headline(f"nested codebooks: {levels} levels")
+        settled = replace(recipe, kbits=levels)
+        states[levels] = apply_recipe(module, images, settled, seed, mixed_precision, journals(levels), coarser)
+        coarser = states[levels].weights
+    return states
 
 
 def apply_stages(
@@ -165,10 +196,11 @@ def apply_stages(
     chosen: Iterable[Stage],
     generator: torch.Generator,
     journal: Journal | None = None,
+    coarser: Mapping[str, QuantizedWeight] | None = None,
 ) -> QuantizationState:
     """Run the `chosen` stages on a copy of `module`, which is left as it is."""
     state = start(module)
-    state.journal = journal or state.journal
+    state.journal, state.coarser = journal or state.journal, coarser or state.coarser
     reached = state.journal.restore(state, generator)
     if state.results:
         log.info("going on after layer %d, %s", len(state.results), state.results[-1].layer.name)

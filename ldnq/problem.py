@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ldnq.codebook import Codebook
+from ldnq.codebook import Bounds, Codebook
 from ldnq.errors import NetworkError
 
 
@@ -18,7 +18,8 @@ class LayerProblem:
     `target` W is (groups, rows, d) and `gram` H (groups, d, d), both float64, d = in/groups·kh·kw in the order
     (cin, kh, kw). `per_channel` gives each of the groups·rows rows its own scale, else one serves the layer.
     `sensitivity` S (groups, rows, rows), positive definite, tells how much the network minds errors of two outputs
-    together; without it S = I, and rows are problems of their own.
+    together; without it S = I, and rows are problems of their own. `bounds` (groups, rows, d) are those of the codes,
+    if not all are allowed.
     """
 
     target: Tensor
@@ -26,6 +27,7 @@ class LayerProblem:
     codebook: Codebook
     per_channel: bool = False
     sensitivity: Tensor | None = None
+    bounds: Bounds | None = None
 
     def by_rows(self) -> "LayerProblem":
         """The same with S = I."""
@@ -127,19 +129,24 @@ def least_squares(gram: Tensor, cross: Tensor, prior: Tensor, damping: float) ->
 
 
 def project(
-    values: Tensor, codebook: Codebook, per_channel: bool, scale: Tensor | None = None, iterations: int = 30
+    values: Tensor,
+    codebook: Codebook,
+    per_channel: bool,
+    scale: Tensor | None = None,
+    iterations: int = 30,
+    bounds: Bounds | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scale near `values` (groups, rows, d) in the plain norm, by alternating nearest levels and
-    `α = ⟨V,Q⟩/⟨Q,Q⟩` from `scale`, or from the best of a grid of starts (L-DNQ, section 3.3).
+    """Codes, within `bounds`, and scale near `values` (groups, rows, d) in the plain norm, by alternating nearest
+    levels and `α = ⟨V,Q⟩/⟨Q,Q⟩` from `scale`, or from the best of a grid of starts (L-DNQ, section 3.3).
 
     Returns uint8 codes and a scale of shape (groups, rows, 1) if `per_channel`, else (1, 1, 1). All-zero values have
     scale 1 and the codes nearest to zero.
     """
     axes = (2,) if per_channel else (0, 1, 2)
     if scale is None:
-        scale = _best_start(values, codebook, axes)
+        scale = _best_start(values, codebook, axes, bounds)
     for _ in range(iterations):
-        levels = codebook.values(codebook.nearest(values / scale), values.dtype)
+        levels = codebook.values(codebook.nearest(values / scale, bounds), values.dtype)
         norm = levels.square().sum(axes, keepdim=True)
         fitted = (values * levels).sum(axes, keepdim=True) / norm
         # A scale so large that every value rounds to zero cannot be refitted: keep it.
@@ -148,16 +155,18 @@ def project(
         scale = fitted
         if converged:
             break
-    return codebook.nearest(values / scale), scale
+    return codebook.nearest(values / scale, bounds), scale
 
 
-def _best_start(values: Tensor, codebook: Codebook, axes: tuple[int, ...], starts: int = 24) -> Tensor:
+def _best_start(
+    values: Tensor, codebook: Codebook, axes: tuple[int, ...], bounds: Bounds | None, starts: int = 24
+) -> Tensor:
     largest = values.abs().amax(axes, keepdim=True) / codebook.levels[-1]
     best = torch.ones_like(largest)
     lowest = torch.full_like(largest, torch.inf)
     for fraction in torch.linspace(1 / starts, 1, starts).tolist():
         scale = torch.where(largest > 0, largest * fraction, 1.0)
-        rounded = scale * codebook.values(codebook.nearest(values / scale), values.dtype)
+        rounded = scale * codebook.values(codebook.nearest(values / scale, bounds), values.dtype)
         error = (values - rounded).square().sum(axes, keepdim=True)
         best = torch.where(error < lowest, scale, best)
         lowest = torch.minimum(error, lowest)

@@ -26,7 +26,7 @@ from ldnq.errors import CheckpointError, DataError, MissingWeightsError, UsageEr
 from ldnq.evaluation import Accuracy
 from ldnq.measurement import measure
 from ldnq.models import ModelFamily
-from ldnq.nesting import Precisions
+from ldnq.precisions import Precisions
 from ldnq.network import Network, build, check_outputs, decide_preprocessing, find_family, load_network, start_from
 from ldnq.preparation import copied, start
 from ldnq.progress import headline

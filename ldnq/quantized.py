@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldnq.codebook import Codebook
+from ldnq.codebook import Bounds, Codebook
 from ldnq.config import FLOAT
 from ldnq.errors import NetworkError, UsageError
 from ldnq.graph import Layer, SkippedLayer
 from ldnq.grid import Grid
-from ldnq.nesting import Precisions
+from ldnq.nesting import interval
+from ldnq.precisions import Precisions
 from ldnq.preprocessing import Preprocessing
 from ldnq.switching import NestedLayer, set_width, without_widths
 
@@ -89,7 +90,8 @@ class QuantizationState:
     `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
     nothing may change them. `folded` tells that batch norms have become part of the layers before them, `grids` which
     activations of the student are rounded, `inputs` which layers round their inputs, and how, `precisions` at which
-    widths the student runs, if at several. Layers among the `results` are finished; stages tell the `journal`.
+    widths the student runs, if at several. Layers among the `results` are finished; stages tell the `journal`. Codes
+    must merge into those of the `coarser` weights.
     """
 
     student: nn.Module
@@ -102,6 +104,14 @@ class QuantizationState:
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     precisions: Precisions | None = None
     journal: Journal = field(default_factory=Journal)
+    coarser: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+
+    def bounds(self, name: str, codebook: Codebook) -> Bounds | None:
+        """The codes on `codebook` that merge into the coarser ones of the parameter `name`, if there are any."""
+        coarse = self.coarser.get(name)
+        if coarse is None:
+            return None
+        return interval(coarse.codes, coarse.codebook.num_levels, codebook.num_levels)
 
     @torch.no_grad()
     def write(self, name: str, weight: QuantizedWeight) -> None:
@@ -146,14 +156,16 @@ class QuantizedModel:
 
     def set_bits(self, bits: int) -> None:
         """Run at `bits` from now on; raises `UsageError` where the network does not have this width."""
-        if self.precisions is None:
-            raise UsageError("expected a network of several widths, as any-precision training leaves, found one of one")
-        set_width(self.module, self.precisions.check(bits))
+        self._switch(bits, "bits")
 
-    def at(self, bits: int) -> "QuantizedModel":
-        """A copy that has the width of `bits` alone; raises as `set_bits`."""
+    def set_kbits(self, kbits: int) -> None:
+        """Run at `kbits` levels from now on; raises `UsageError` where the network does not have so many."""
+        self._switch(kbits, "kbits")
+
+    def at(self, bits: int | None = None, kbits: int | None = None) -> "QuantizedModel":
+        """A copy that has one width alone; raises as `set_bits` and `set_kbits`."""
         model = copy.deepcopy(self)
-        model.set_bits(bits)
+        model.set_bits(bits) if bits is not None else model.set_kbits(kbits or 0)
         layers = {name: part for name, part in model.module.named_modules() if isinstance(part, NestedLayer)}
         floats = dict.fromkeys(layers, "weights of 32 bits") if bits == FLOAT else {}
         return replace(
@@ -164,6 +176,11 @@ class QuantizedModel:
             provenance={**self.provenance, "left_float": floats | self.provenance.get("left_float", {})},
             precisions=None,
         )
+
+    def _switch(self, width: int, unit: str) -> None:
+        if self.precisions is None:
+            raise UsageError("expected a network of several widths, as method any-precision leaves, found one of one")
+        set_width(self.module, self.precisions.check(width, unit))
 
     @property
     def rounds_activations(self) -> bool:

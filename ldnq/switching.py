@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ldnq.config import FLOAT
 from ldnq.errors import NetworkError
-from ldnq.nesting import Precisions
+from ldnq.precisions import Precisions
 
 
 class Switched:

@@ -137,7 +137,7 @@ def test_a_width_that_was_not_trained_is_calibrated_alone(widths, tmp_path):
 
 def test_what_cannot_be_switched_is_said():
     model, _ = trained((2, 8))
-    with pytest.raises(UsageError, match="expected bits of 2, 8, got 4"):
+    with pytest.raises(UsageError, match="expected bits of 2, 8, which the network has, got bits 4"):
         model.set_bits(4)
     with pytest.raises(UsageError, match="found one of one"):
         model.at(2).set_bits(2)

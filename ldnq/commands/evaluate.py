@@ -18,9 +18,14 @@ from ldnq.config import RunConfig
 @options.data_options
 @options.runtime_options
 @click.option("--bits", type=options.BIT_WIDTHS, help="Of a network of several widths those to measure. [default: all]")
+@click.option("--kbits", type=options.BIT_WIDTHS, help="The same, of one whose widths are numbers of levels.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def evaluate_command(
-    checkpoint_or_model: Path | None, bits: tuple[int, ...] | None, as_json: bool, **values: Any
+    checkpoint_or_model: Path | None,
+    bits: tuple[int, ...] | None,
+    kbits: tuple[int, ...] | None,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Measure accuracy: of a quantized MODEL.h5, or of a float network by --model.
 
@@ -31,8 +36,8 @@ def evaluate_command(
     """
     if checkpoint_or_model is None:
         options.require_model(values["model"])
-        if bits:
-            raise click.UsageError("expected a MODEL.h5 with --bits, got a float network")
+        if bits or kbits:
+            raise click.UsageError("expected a MODEL.h5 with --bits or --kbits, got a float network")
     elif options.typed(["checkpoint", "num_classes"]):
         raise click.UsageError(
             f"{checkpoint_or_model} brings its own weights: leave out --checkpoint and --num-classes"
@@ -44,12 +49,12 @@ def evaluate_command(
         if checkpoint_or_model is None:
             metrics = evaluate_network(config)
         else:
-            metrics = evaluate_checkpoint(checkpoint_or_model, config, bits or ())
+            metrics = evaluate_checkpoint(checkpoint_or_model, config, bits or (), kbits or ())
     if as_json:
         click.echo(json.dumps(metrics))
     elif "at" in metrics:
         rows = [(width, f"{found['top1']:.2f}", f"{found['top5']:.2f}") for width, found in metrics["at"].items()]
-        console.table(rows, ("bits", "top-1", "top-5"), f"{metrics['samples']:,} images of {metrics['dataset']}")
+        console.table(rows, ("width", "top-1", "top-5"), f"{metrics['samples']:,} images of {metrics['dataset']}")
     else:
         console.table(
             [(name, f"{value:.2f}" if isinstance(value, float) else value) for name, value in metrics.items()]

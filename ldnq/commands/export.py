@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--weight-type", default="int8", show_default=True, help="Of onnx: int8, int4, int2 or float.")
 @click.option("--dequantized", is_flag=True, help="Of safetensors: a plain float state dict.")
 @click.option("--bits", type=int, metavar="N", help="The width, of a network of several. [default: the widest]")
+@click.option("--kbits", type=int, metavar="K", help="The same, of one whose widths are numbers of levels.")
 @click.option("--fold-batchnorm", is_flag=True, help="Make batch norms part of the layers before them.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run the file and compare its outputs.")
 @options.model_option
@@ -46,6 +47,7 @@ def export_command(
     weight_type: str,
     dequantized: bool,
     bits: int | None,
+    kbits: int | None,
     fold_batchnorm: bool,
     verify: bool,
     model: str | None,
@@ -79,6 +81,7 @@ def export_command(
             fold_batchnorm=fold_batchnorm,
             verify=verify,
             bits=bits,
+            kbits=kbits,
         )
     console.table(_summary(network, exported, output) + form.remarks(output, network))
     console.table(_floats(network), ("stays float", "why"))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ldnq.errors import CheckpointError, LdnqError, shorten
 from ldnq.folding import without_batch_norms
 from ldnq.grid import Grid
-from ldnq.nesting import Precisions
+from ldnq.precisions import Precisions
 from ldnq.network import build
 from ldnq.preprocessing import Preprocessing
 from ldnq.quantized import QuantizedModel, QuantizedWeight

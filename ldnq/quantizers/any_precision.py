@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldnq.codebook import Codebook
 from ldnq.config import FLOAT
-from ldnq.nesting import requantized, stored_width
+from ldnq.precisions import requantized, stored_width
 from ldnq.quantized import QuantizedWeight
 from ldnq.quantizers.dorefa import UnitInputs
 from ldnq.quantizers.inputs import Compute, kinds

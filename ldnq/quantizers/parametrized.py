@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ldnq.codebook import Bounds
 from ldnq.quantized import QuantizationState, QuantizedWeight
 
 
@@ -32,12 +33,14 @@ class Quantizer(nn.Module, ABC):
 
 class ScaledQuantizer(Quantizer):
     """One whose latent values are in units of its scale, made of the weight as it was quantized and of the float weight
-    that it stands for. The logarithm of the scale is learned, so that the scale stays positive.
+    that it stands for. The logarithm of the scale is learned, so that the scale stays positive. Codes stay within
+    `bounds`.
     """
 
-    def __init__(self, quantized: QuantizedWeight, weight: Tensor) -> None:
+    def __init__(self, quantized: QuantizedWeight, weight: Tensor, bounds: Bounds | None = None) -> None:
         super().__init__()
         self.codebook = quantized.codebook
+        self.bounds = bounds and bounds.map(lambda codes: codes.to(weight.device))
         self.log_scale = nn.Parameter(quantized.scale.to(weight.device).view(-1, *[1] * (weight.dim() - 1)).log())
 
     @abstractmethod
@@ -88,7 +91,7 @@ def parametrized(state: QuantizationState, quantizers: Mapping[str, Quantizer]) 
 @contextmanager
 def trainable(
     state: QuantizationState,
-    make: Callable[[QuantizedWeight, Tensor], ScaledQuantizer],
+    make: Callable[[QuantizedWeight, Tensor, Bounds | None], ScaledQuantizer],
     names: Iterable[str] | None = None,
 ) -> Iterator[dict[str, Trained]]:
     """While inside, the student's quantized weights (of these `names`) are computed from latent values with gradients;
@@ -97,7 +100,8 @@ def trainable(
     quantizers = {}
     for name in state.weights if names is None else names:
         quantized, weight = state.weights[name], state.teacher.get_parameter(name).detach()
-        quantizers[name] = quantizer = make(quantized, weight)
+        bounds = state.bounds(name, quantized.codebook)
+        quantizers[name] = quantizer = make(quantized, weight, bounds)
         codes = quantized.codes.to(weight.device)
         latent = quantizer.start(codes, weight / _fitted_scale(quantized, codes, weight))
         state.student.get_parameter(name).data = latent

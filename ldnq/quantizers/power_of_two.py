@@ -47,7 +47,7 @@ class Rounding(ScaledQuantizer):
     """
 
     def forward(self, latent: Tensor) -> Tensor:
-        levels = self.codebook.values(self.codebook.nearest(latent.detach()), latent.dtype)
+        levels = self.codebook.values(self.codebook.nearest(latent.detach(), self.bounds), latent.dtype)
         return self.log_scale.exp() * (latent + (levels - latent).detach())
 
     def start(self, codes: Tensor, weight: Tensor) -> Tensor:
@@ -56,8 +56,13 @@ class Rounding(ScaledQuantizer):
         return levels + MARGIN * (weight.clamp(lower, upper) - levels)
 
     def codes(self, latent: Tensor) -> Tensor:
-        return self.codebook.nearest(latent)
+        return self.codebook.nearest(latent, self.bounds)
 
     def clamp(self, latent: Tensor) -> None:
-        """Keep latent values between the outermost levels, in place."""
-        latent.clamp_(self.codebook.levels[0], self.codebook.levels[-1])
+        """Keep latent values between the outermost levels, or in the cells of the codes within bounds, in place."""
+        if self.bounds is None:
+            latent.clamp_(self.codebook.levels[0], self.codebook.levels[-1])
+        else:
+            least, _ = self.codebook.cell(self.bounds.lower, latent.dtype)
+            _, greatest = self.codebook.cell(self.bounds.upper, latent.dtype)
+            latent.clamp_(least, greatest)

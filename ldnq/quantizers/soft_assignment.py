@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ldnq.codebook import Bounds
 from ldnq.quantized import QuantizedWeight
 from ldnq.quantizers.parametrized import ScaledQuantizer
 
@@ -15,11 +16,11 @@ class SoftAssignment(ScaledQuantizer):
     stretched sigmoid of `v / temperature` (AdaRound, arXiv 2004.10568, equation 23, on levels of any distance).
 
     As `temperature` falls to zero h becomes 0 or 1. Starts at the float weight; a code that is not one of its two
-    neighbours, because it makes up for the error of others, stays one end of the pair.
+    neighbours, because it makes up for the error of others, stays one end of the pair. Bounds may leave only one level.
     """
 
-    def __init__(self, quantized: QuantizedWeight, weight: Tensor) -> None:
-        super().__init__(quantized, weight)
+    def __init__(self, quantized: QuantizedWeight, weight: Tensor, bounds: Bounds | None = None) -> None:
+        super().__init__(quantized, weight, bounds)
         self.temperature = 1.0
         self.lower = torch.zeros_like(quantized.codes, dtype=torch.long, device=weight.device)
 
@@ -35,12 +36,19 @@ class SoftAssignment(ScaledQuantizer):
         codes = codes.long()
         above = weight >= self.codebook.values(codes, weight.dtype)
         self.lower = torch.where(above, codes, codes - 1).clamp(0, self.codebook.num_levels - 2)
+        if self.bounds:
+            first, last = self.bounds.lower, self.bounds.upper.long()
+            self.lower = self.lower.clamp(first, torch.maximum(last - 1, first))
         lower, upper = self._pair(weight.dtype)
-        share = ((weight - lower) / (upper - lower)).clamp(0.02, 0.98)
+        distance = torch.where(upper > lower, upper - lower, 1.0)
+        share = ((weight - lower) / distance).clamp(0.02, 0.98)
         return torch.logit((share + STRETCH) / (1 + 2 * STRETCH))
 
     def codes(self, latent: Tensor) -> Tensor:
-        return (self.lower + (latent >= 0)).to(torch.uint8)
+        return torch.where(latent >= 0, self._upper(), self.lower).to(torch.uint8)
 
     def _pair(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return self.codebook.values(self.lower, dtype), self.codebook.values(self.lower + 1, dtype)
+        return self.codebook.values(self.lower, dtype), self.codebook.values(self._upper(), dtype)
+
+    def _upper(self) -> Tensor:
+        return self.bounds.clamp(self.lower + 1) if self.bounds else self.lower + 1

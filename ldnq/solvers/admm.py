@@ -33,7 +33,7 @@ class Admm:
         identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
         factor = factorize(H + rho * identity)
         HW = H @ W.mT
-        codes, scale = project(W, codebook, problem.per_channel)
+        codes, scale = project(W, codebook, problem.per_channel, bounds=problem.bounds)
         G = scale * codebook.values(codes, W.dtype)
         U = torch.zeros_like(W)
         best, errors, stale = (codes, scale), [problem.error(G)], 0
@@ -41,7 +41,7 @@ class Admm:
         while len(errors) <= self.max_iterations and stale < self.patience and lowest > 0:
             W_next = torch.cholesky_solve(HW + rho * (G - U).mT, factor).mT
             V = W_next + U
-            codes, scale = project(V, codebook, problem.per_channel, scale)
+            codes, scale = project(V, codebook, problem.per_channel, scale, bounds=problem.bounds)
             G = scale * codebook.values(codes, W.dtype)
             U = V - G
             errors.append(problem.error(G))

@@ -67,7 +67,7 @@ class CoordinateDescent:
         wanted = problem.target / fit.scale
         dead = H.diagonal(dim1=-2, dim2=-1)[:, None] == 0
         # Of an input that is always zero any level will do: the one nearest to the weight.
-        Q = torch.where(dead, codebook.values(codebook.nearest(wanted), wanted.dtype), fit.levels)
+        Q = torch.where(dead, codebook.values(codebook.nearest(wanted, problem.bounds), wanted.dtype), fit.levels)
         gradient = problem.push(problem.target - fit.scale * Q) @ H
         for start in range(0, Q.shape[2], self.block):
             inputs = slice(start, start + self.block)
@@ -89,6 +89,7 @@ class Block:
         self.curvature = curvature if S is None else S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature
         self.step = torch.where(self.curvature > 0, 1 / (scale * self.curvature), 0.0)
         self.least = LEAST_GAIN * self.curvature * scale.square()
+        self.bounds = problem.bounds and problem.bounds[..., inputs]
 
     def descend(self, Q: Tensor, gradient: Tensor) -> Tensor:
         """Levels (groups, rows, inputs) from `Q`, where no row can lower the error any more by changing one code.
@@ -98,7 +99,8 @@ class Block:
         Q, gradient = Q.clone(), gradient.clone()
         codebook, S = self.problem.codebook, self.problem.sensitivity
         while True:
-            chosen = codebook.values(codebook.nearest(Q + self.step * gradient), Q.dtype)
+            # The error is a parabola of one code: of the levels within bounds too the nearest is the best.
+            chosen = codebook.values(codebook.nearest(Q + self.step * gradient, self.bounds), Q.dtype)
             change = self.scale * (chosen - Q)
             gain = change * (2 * gradient - self.curvature * change) - self.least
             best, place = gain.max(2, keepdim=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldnq.codebook import Bounds
 from ldnq.problem import Fit, LayerProblem, LayerSolution, factorize, project
 from ldnq.solvers.registry import solvers
 
@@ -42,11 +43,14 @@ class ErrorFeedback:
         columns = order[:, None].expand_as(W)
         ordered, U = W.gather(2, columns), self._factor(H, order).float()
         choices = torch.tensor(codebook.levels, device=W.device)
-        nearest, fitted = project(W, codebook, problem.per_channel)
+        nearest, fitted = project(W, codebook, problem.per_channel, bounds=problem.bounds)
+        bounds = problem.bounds and problem.bounds.map(lambda codes: codes.gather(2, columns))
 
         def fits(scales: list[Tensor], beam: int) -> Iterator[Fit]:
             # All scales in one pass, as if each were a layer of its own.
-            rounded = self._round(torch.cat([(ordered / scale).float() for scale in scales], 1), U, choices, beam)
+            scaled = torch.cat([(ordered / scale).float() for scale in scales], 1)
+            allowed = bounds and bounds.map(lambda codes: codes.repeat(1, len(scales), 1))
+            rounded = self._round(scaled, U, choices, beam, allowed)
             for levels, scale in zip(rounded.chunk(len(scales), 1), scales):
                 yield problem.fit(torch.empty_like(W).scatter_(2, columns, levels.to(W)), scale)
 
@@ -80,7 +84,7 @@ class ErrorFeedback:
         damped = torch.where(mean > 0, H + self.damping * mean * identity, identity)
         return torch.linalg.cholesky(torch.cholesky_inverse(factorize(damped)), upper=True)
 
-    def _round(self, W: Tensor, U: Tensor, choices: Tensor, beam: int) -> Tensor:
+    def _round(self, W: Tensor, U: Tensor, choices: Tensor, beam: int, bounds: Bounds | None) -> Tensor:
         """Levels (groups, rows, d), of the values in `choices`, for weights `W` in units of the scale."""
         # The third axis holds the partial roundings of a row.
         V = W.unsqueeze(2).clone()
@@ -88,7 +92,8 @@ class ErrorFeedback:
         cost = torch.zeros_like(V[..., 0])
         for start in range(0, W.shape[2], self.block):
             block = slice(start, min(start + self.block, W.shape[2]))
-            levels, errors, parents, cost = _round_block(V[..., block], U[:, block, block], choices, cost, beam)
+            part, allowed = U[:, block, block], bounds and bounds[..., block]
+            levels, errors, parents, cost = _round_block(V[..., block], part, choices, cost, beam, allowed)
             Q, V = _take(Q, parents), _take(V, parents)
             Q[..., block] = levels
             V[..., block.stop :] -= errors @ U[:, None, block, block.stop :]
@@ -96,17 +101,22 @@ class ErrorFeedback:
 
 
 def _round_block(
-    V: Tensor, U: Tensor, choices: Tensor, cost: Tensor, beam: int
+    V: Tensor, U: Tensor, choices: Tensor, cost: Tensor, beam: int, bounds: Bounds | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Round the columns of `V` (groups, rows, kept, columns), where what was kept has cost `cost` so far.
+
+    `bounds` (groups, rows, columns) are those of the codes, places among the `choices`.
 
     Returns levels and errors (groups, rows, now kept, columns), which of those kept before each goes on from, and what
     each costs now.
     """
-    columns = []
+    columns, codes = [], torch.arange(len(choices), device=V.device)
     for j in range(V.shape[3]):
         pivot = U[:, None, None, j, j, None]
         total = cost[..., None] + ((V[..., :1] - choices) / pivot).square()
+        if bounds:
+            allowed = bounds[:, :, None, j, None]
+            total = total.masked_fill((codes < allowed.lower) | (codes > allowed.upper), torch.inf)
         cost, chosen = total.flatten(2).topk(min(beam, total[0, 0].numel()), largest=False)
         source, levels = chosen // len(choices), choices[chosen % len(choices)]
         V = _take(V, source)

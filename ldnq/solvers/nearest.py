@@ -12,6 +12,6 @@ class Nearest:
     """Codes and scale with the least squared error on the weights themselves, blind to the inputs."""
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
-        codes, scale = project(problem.target, problem.codebook, problem.per_channel)
+        codes, scale = project(problem.target, problem.codebook, problem.per_channel, bounds=problem.bounds)
         weights = scale * problem.codebook.values(codes, scale.dtype)
         return LayerSolution(codes, scale, (problem.error(weights),))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ldnq.codebook import Codebook
+from ldnq.codebook import Bounds, Codebook
 from ldnq.graph import Layer
 from ldnq.joints import Receiver
 from ldnq.moments import Moments
@@ -40,7 +40,8 @@ class Reconstruction:
         started = time.perf_counter()
         free_scales = self.receiver is not None and self.receiver.takes_gain
         per_channel = self.per_channel or free_scales
-        problem = LayerProblem(self.target, self.gram, codebook, per_channel, self.sensitivity)
+        bounds = self._bounds(codebook, state)
+        problem = LayerProblem(self.target, self.gram, codebook, per_channel, self.sensitivity, bounds)
         solution, gain = self._shared(problem, solver(problem))
         weights = self._split(solution, codebook)
         for name, quantized in weights.items():
@@ -52,6 +53,17 @@ class Reconstruction:
         error = self.moments.relative_error(gain * matrix)
         seconds = self.seconds + time.perf_counter() - started
         return LayerResult(self.layer, error, solution.errors, seconds)
+
+    def _bounds(self, codebook: Codebook, state: QuantizationState) -> Bounds | None:
+        """The codes that the weights may have, in the shape of `target`."""
+        bounds = state.bounds(self.layer.weight_name, codebook)
+        if bounds is None:
+            return None
+        bounds = bounds.map(self.layer.to_matrix)
+        if self.with_bias:
+            last = state.bounds(self.layer.bias_name, codebook).map(lambda codes: codes.view(1, -1, 1))
+            bounds = Bounds(torch.cat([bounds.lower, last.lower], 2), torch.cat([bounds.upper, last.upper], 2))
+        return bounds.map(lambda codes: codes.to(self.gram.device))
 
     def _shared(self, problem: LayerProblem, solution: LayerSolution) -> tuple[LayerSolution, Tensor]:
         """The solution with one scale where the layer is to have one, and what each channel's gain must make up for."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldnq.calibration import CalibrationImages
 from ldnq.graph import Layer, SkippedLayer, find_layers, forward
-from ldnq.nesting import BITS, Precisions
+from ldnq.precisions import Precisions
 from ldnq.quantized import LayerResult, QuantizationState
 from ldnq.quantizers.any_precision import SwitchedTanh
 from ldnq.quantizers.inputs import InputQuantizer, with_inputs
@@ -70,7 +70,7 @@ class QuantizedTraining:
             switched = {name: made for name, made in quantizers.items() if isinstance(made, SwitchedTanh)}
             scales = {name: made.scales(latents[name]) for name, made in switched.items()}
         if switched:
-            state.precisions = Precisions(BITS, widths, tuple(switched))
+            state.precisions = Precisions("bits", widths, tuple(switched))
             codes = {name: weight.codes for name, weight in state.weights.items()}
             with_layers(state.student, state.precisions, scales, codes)
         state.inputs = {name: quantizer.spec() for name, quantizer in inputs.items()}

@@ -40,9 +40,13 @@ def weights_of(problem, solution):
 
 
 def least_error(problem):
-    """Over every assignment of levels to one group with its best positive scale."""
+    """Over every assignment of allowed levels to one group with its best positive scale."""
     W, H, levels = problem.target[0].numpy(), problem.gram[0].numpy(), problem.codebook.levels
-    Q = np.array(list(itertools.product(levels, repeat=W.size))).reshape(-1, *W.shape)
+    allowed = [levels] * W.size
+    if problem.bounds:
+        ends = zip(problem.bounds.lower.flatten(), problem.bounds.upper.flatten())
+        allowed = [levels[first : last + 1] for first, last in ends]
+    Q = np.array(list(itertools.product(*allowed))).reshape(-1, *W.shape)
     overlap, norm = (Q @ H * W).sum((1, 2)), (Q @ H * Q).sum((1, 2))
     return float(np.trace(W @ H @ W.T) - np.where(overlap > 0, overlap**2 / np.maximum(norm, 1e-12), 0).max())
 
