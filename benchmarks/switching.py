@@ -48,8 +48,8 @@ def main() -> None:
     """Measure, and write the table."""
     torch.set_num_threads(1)
     lines = [
-        "| network | quantized weights | bytes, 1, 2, 4 and 8 bits | bytes, 8 bits alone | codes | batch norms and scales of "
-        "three more widths | `set_bits` | weights of a width | pass of an image |",
+        "| network | quantized weights | bytes, 1, 2, 4 and 8 bits | bytes, 8 bits alone | codes | batch norms and "
+        "scales of three more widths | `set_bits` | weights of a width | pass of an image |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, arguments in NETWORKS.items():

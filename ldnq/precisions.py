@@ -16,7 +16,7 @@ UNITS = {"bits": WIDTHS, "kbits": KBITS}
 
 @dataclass(frozen=True)
 class Precisions:
-    """The `widths` of a network, ascending, in `unit`; the `parameters` whose weights they are are stored at the widest.
+    """The `widths` of a network, ascending, in `unit`; the `parameters` that have them are stored at the widest.
 
     Of "bits" the codebooks are uniform, 1 to 8 bits, and 32 stands for weights that are floats; of "kbits" they are the
     power-of-two ones of so many levels.

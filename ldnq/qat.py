@@ -26,8 +26,8 @@ from ldnq.errors import CheckpointError, DataError, MissingWeightsError, UsageEr
 from ldnq.evaluation import Accuracy
 from ldnq.measurement import measure
 from ldnq.models import ModelFamily
-from ldnq.precisions import Precisions
 from ldnq.network import Network, build, check_outputs, decide_preprocessing, find_family, load_network, start_from
+from ldnq.precisions import Precisions
 from ldnq.preparation import copied, start
 from ldnq.progress import headline
 from ldnq.quantized import QuantizationState, QuantizedModel

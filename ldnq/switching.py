@@ -150,8 +150,8 @@ def with_layers(
 
 
 class SwitchedBias(Switched):
-    """What a layer becomes beside what it is, a Conv2d or Linear, that has a bias for each of `widths`: `biases` (widths,
-    out)."""
+    """What a layer becomes beside what it is, a Conv2d or Linear, that has one of `biases` (widths, out) for each of
+    `widths`."""
 
     widths: tuple[int, ...]
     biases: Tensor

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ldnq.errors import CheckpointError, LdnqError, shorten
 from ldnq.folding import without_batch_norms
 from ldnq.grid import Grid
-from ldnq.precisions import Precisions
 from ldnq.network import build
+from ldnq.precisions import Precisions
 from ldnq.preprocessing import Preprocessing
 from ldnq.quantized import QuantizedModel, QuantizedWeight
 from ldnq.quantizers.activations import with_grids
