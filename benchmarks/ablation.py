@@ -21,8 +21,8 @@ from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.config import DataConfig
 from ldnq.files import write_json
-from ldnq.pipeline import HELD_OUT, apply_stages
 from ldnq.presets import COUPLING
+from ldnq.recipe import HELD_OUT, apply_stages
 from ldnq.solvers import solvers
 from ldnq.stages import Stage
 from ldnq.stages.blocks import BlockReconstruction

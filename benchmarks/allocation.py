@@ -29,10 +29,10 @@ from ldnq.codebook import Codebook
 from ldnq.config import KBITS, DataConfig, RecipeConfig
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.files import write_json
-from ldnq.pipeline import apply_stages
 from ldnq.preparation import start
 from ldnq.presets import fill_in, layerwise
 from ldnq.quantized import QuantizedModel
+from ldnq.recipe import apply_stages
 from ldnq.sensitivity import Comparison, Labels, Sensitivity, measure_sensitivities
 
 HERE = Path(__file__).parent

@@ -20,9 +20,9 @@ from workbench import Workbench
 from ldnq.calibration import CalibrationImages
 from ldnq.config import KBITS, DataConfig, RecipeConfig
 from ldnq.files import write_json
-from ldnq.pipeline import apply_nested, apply_recipe
 from ldnq.presets import fill_in
 from ldnq.quantized import QuantizationState
+from ldnq.recipe import apply_nested, apply_recipe
 
 RESULTS = Path(__file__).with_suffix(".json")
 

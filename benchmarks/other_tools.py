@@ -27,8 +27,8 @@ from ldnq.calibration import CalibrationImages
 from ldnq.commands.options import Triple
 from ldnq.config import DataConfig, RecipeConfig
 from ldnq.files import write_json
-from ldnq.pipeline import apply_recipe, apply_stages
 from ldnq.presets import fill_in, stages
+from ldnq.recipe import apply_recipe, apply_stages
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)

@@ -24,9 +24,9 @@ from ldnq.config import DataConfig, RecipeConfig
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.export import export
 from ldnq.formats import formats
-from ldnq.pipeline import apply_recipe
 from ldnq.presets import fill_in
 from ldnq.quantized import QuantizationState, QuantizedModel
+from ldnq.recipe import apply_recipe
 from ldnq.stages.activations import ActivationRanges
 
 BATCHES = (1, 32)

@@ -13,9 +13,9 @@ from ldnq.datasets.images import Prepared, in_memory
 from ldnq.graph import Layer, find_layers, run_to
 from ldnq.moments import gather_moments
 from ldnq.network import Network, load_network
-from ldnq.pipeline import apply_stages
 from ldnq.problem import LayerProblem, Solver
 from ldnq.quantized import QuantizationState
+from ldnq.recipe import apply_stages
 from ldnq.stages.layerwise import Layerwise
 
 LAYER = "layer3.1.conv2"

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldnq.errors import UsageError
 
-METHODS = ("ldnq",)
+METHODS = ("ldnq", "any-precision")
 KBITS = (3, 5, 7, 9, 11)
 # Of `kbits`: levels are chosen layer by layer.
 AUTO = "auto"
@@ -102,12 +102,13 @@ class RecipeConfig:
     the preset.
 
     `kbits` is the number of levels of every layer, or "auto" for those that suit each best among all whose weights have
-    `target_bits` on average; `kbits_for` are those of layers whose names match a glob, the last one of several.
+    `target_bits` on average; `kbits_for` are those of layers whose names match a glob, the last one of several. With
+    method "any-precision" `kbits` are several numbers, ascending, that one network runs at.
     """
 
     preset: str = "balanced"
     method: str = "ldnq"
-    kbits: int | str = 3
+    kbits: int | str | tuple[int, ...] = 3
     kbits_for: dict[str, int] = field(default_factory=dict)
     target_bits: float | None = None
     solver: str | None = None
@@ -141,9 +142,21 @@ class RecipeConfig:
         if self.scale not in (None, *SCALES):
             raise UsageError(f"expected a scale of {' or '.join(SCALES)}, got {self.scale!r}")
 
+    def _check_nested(self) -> None:
+        several = tuple(self.kbits) if isinstance(self.kbits, (tuple, list)) else (self.kbits,)
+        if len(several) < 2 or not set(KBITS).issuperset(several):
+            got = ",".join(map(str, several))
+            raise UsageError(f"expected several kbits of {','.join(map(str, KBITS))} with any-precision, got {got}")
+        object.__setattr__(self, "kbits", tuple(sorted(set(several))))
+        for name in ("kbits_for", "quantize_bias"):
+            if getattr(self, name):
+                raise UsageError(f"--{name.replace('_', '-')} is not for --method any-precision")
+
     def _check_levels(self) -> None:
         known = ", ".join(map(str, KBITS))
-        if self.kbits not in (*KBITS, AUTO):
+        if self.method == "any-precision":
+            self._check_nested()
+        elif self.kbits not in (*KBITS, AUTO):
             raise UsageError(f"expected kbits of {known} or {AUTO}, got {self.kbits}")
         for pattern, num_levels in self.kbits_for.items():
             if num_levels not in KBITS:

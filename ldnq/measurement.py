@@ -1,6 +1,6 @@
 """Accuracy as a user asks for it: of a network or of a checkpoint, on a dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,21 @@ def measure(
     return evaluate(
         module, track(batches, description), preprocessing, fabric, data.num_classes or 0, data.family.class_subset
     )
+
+
+def top1_by_width(
+    module: nn.Module, precisions: Precisions, weigh: Callable[..., Accuracy | None]
+) -> dict[str, float] | None:
+    """Top-1 at every width by `weigh`, in percent; None where there are no labelled test images. Leaves `module` at the
+    widest."""
+    found = {}
+    for width in precisions.widths:
+        set_width(module, width)
+        accuracy = weigh(module, description=f"evaluating at {width} {precisions.unit}")
+        if accuracy is None:
+            return None
+        found[str(width)] = accuracy.top1
+    return found
 
 
 def _report(module: nn.Module, preprocessing: Preprocessing, data: Data, config: RuntimeConfig) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,21 @@ from ldnq.allocation import settle_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.config import AUTO, RecipeConfig, RunConfig
-from ldnq.errors import DataError, UsageError, keeping
+from ldnq.errors import DataError, keeping
 from ldnq.evaluation import Accuracy
 from ldnq.journal import FileJournal, digest
-from ldnq.measurement import measure
-from ldnq.preparation import Preparation, check_teacher, copied, prepare, start
-from ldnq.presets import fill_in, stages
+from ldnq.measurement import measure, top1_by_width
+from ldnq.preparation import Preparation, check_teacher, prepare
+from ldnq.presets import fill_in
 from ldnq.progress import headline
-from ldnq.quantized import Journal, QuantizationState, QuantizedModel, QuantizedWeight
+from ldnq.quantized import Journal, QuantizationState, QuantizedModel
+from ldnq.recipe import apply_nested, apply_recipe, joined
 from ldnq.report import write_report
 from ldnq.results import RunResult, left_float
 from ldnq.runs import RunFolder, default_folder
-from ldnq.sensitivity import write_table
-from ldnq.stages import Stage
+from ldnq.sensitivity import Sensitivity, write_table
 
 log = logging.getLogger(__name__)
-
-# Of the calibration images, where whole networks learn from the rest.
-HELD_OUT = 0.1
 
 
 def run(
@@ -52,18 +49,18 @@ def run(
     """
     started = time.perf_counter()
     prepared = prepare(config)
-    name = (config.network.file_name, prepared.data.family.name, f"k{config.recipe.kbits}")
+    name = (config.network.file_name, prepared.data.family.name, f"k{'-'.join(map(str, _several(config.recipe)))}")
     folder = RunFolder.create(output or default_folder(*name))
     headline(f"{config.network.model} on {prepared.data.family.name}")
     with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if curves else None), keeping(folder.kept):
-        if not folder.journal.exists():  # else the run that it belongs to has written its own
+        if not folder.begun:  # else the run that it belongs to has written its own
             folder.write_config(prepared.config.to_dict())
         teacher = teacher or _measure_teacher(prepared)
         model, metrics = _run(prepared, folder, teacher)
         metrics |= {"command": command, "seconds": time.perf_counter() - started, "environment": runtime.environment()}
         folder.write_metrics(metrics)
         write_report(folder.path)
-        folder.journal.unlink(missing_ok=True)
+        folder.forget()
     return RunResult(model, metrics, folder.path, teacher)
 
 
@@ -84,16 +81,21 @@ def _run(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> 
     config, fabric, data, network = prepared.config, prepared.fabric, prepared.data, prepared.network
     _log_levels(config.recipe)
     begun = time.perf_counter()
-    journal = FileJournal(folder.journal, _circumstances(prepared))
+    circumstances = _circumstances(prepared)
     images, seed = prepared.images(), config.calibration.seed
     with runtime.autocast(fabric, config.runtime):
-        recipe, sensitivities = settle_levels(network.module, images, config.recipe, seed)
-        state = apply_recipe(network.module, images, recipe, seed, prepared.mixed_precision, journal)
+        state, sensitivities = _quantized(
+            network.module, images, config.recipe, seed, prepared.mixed_precision,
+            lambda kbits: FileJournal(folder.journal_of(kbits), circumstances),
+        )  # fmt: skip
     quantizing = time.perf_counter() - begun
     headline("evaluating and saving")
-    accuracy = measure(state.student, data, network.preprocessing, config.runtime, fabric, "evaluating the result")
+    weigh = partial(measure, data=data, preprocessing=network.preprocessing, config=config.runtime, fabric=fabric)
+    accuracy = weigh(state.student, description="evaluating the result")
 
     metrics = _metrics(prepared, state, teacher, accuracy)
+    if state.precisions:
+        metrics["top1_at"] = top1_by_width(state.student, state.precisions, weigh)
     model = _model(prepared, state, metrics)
     if sensitivities:
         write_table(sensitivities, folder.path)
@@ -114,13 +116,34 @@ def _model(prepared: Preparation, state: QuantizationState, metrics: dict[str, A
         provenance={"ldnq": ldnq.__version__, "source": network.source, "left_float": left_float(state)} | metrics,
         folded=state.folded,
         grids=state.grids,
+        precisions=state.precisions,
     )
+
+
+def _quantized(
+    module: nn.Module,
+    images: CalibrationImages,
+    recipe: RecipeConfig,
+    seed: int,
+    mixed_precision: bool = False,
+    journals: Callable[[int], Journal | None] = lambda kbits: None,
+) -> tuple[QuantizationState, list[Sensitivity]]:
+    """The state that a filled-in recipe ends in, by either method, and the sensitivities that levels were chosen by."""
+    if isinstance(recipe.kbits, tuple):
+        nested = apply_nested(module, images, recipe, recipe.kbits, seed, mixed_precision, journals)
+        return joined(nested), []
+    settled, sensitivities = settle_levels(module, images, recipe, seed)
+    return apply_recipe(module, images, settled, seed, mixed_precision, journals(0)), sensitivities
+
+
+def _several(recipe: RecipeConfig) -> tuple[int | str, ...]:
+    return recipe.kbits if isinstance(recipe.kbits, tuple) else (recipe.kbits,)
 
 
 def quantize(
     module: nn.Module,
     batches: Iterable[Tensor | tuple[Tensor, ...]],
-    kbits: int | str = 3,
+    kbits: int | str | tuple[int, ...] = 3,
     *,
     batch_size: int = 128,
     seed: int = 0,
@@ -138,81 +161,15 @@ def quantize(
         raise DataError("expected at least one batch of inputs to calibrate on, got none")
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device)
-    recipe, _ = settle_levels(module, images, fill_in(RecipeConfig(kbits=kbits, **options)), seed)
-    state = apply_recipe(module, images, recipe, seed)
-    provenance = {"ldnq": ldnq.__version__, "kbits": kbits, "left_float": left_float(state)}
-    return QuantizedModel(state.student, state.weights, provenance=provenance, folded=state.folded, grids=state.grids)
-
-
-def apply_recipe(
-    module: nn.Module,
-    images: CalibrationImages,
-    recipe: RecipeConfig,
-    seed: int,
-    mixed_precision: bool = False,
-    journal: Journal | None = None,
-    coarser: Mapping[str, QuantizedWeight] | None = None,
-) -> QuantizationState:
-    """Run the stages of a filled-in and settled `recipe` on a copy of `module`, which is left as it is; from where the
-    `journal` is, if there is one. Codes merge into those of the `coarser` weights."""
-    generator = torch.Generator().manual_seed(seed)
-    if recipe.training and (recipe.block_steps or recipe.distillation_steps):
-        images = images.set_apart(HELD_OUT, generator)
-    return apply_stages(module, images, stages(recipe, mixed_precision), generator, journal, coarser)
-
-
-def apply_nested(
-    module: nn.Module,
-    images: CalibrationImages,
-    recipe: RecipeConfig,
-    kbits: Iterable[int],
-    seed: int,
-    mixed_precision: bool = False,
-    journals: Callable[[int], Journal | None] = lambda kbits: None,
-) -> dict[int, QuantizationState]:
-    """As `apply_recipe`, with each of several numbers of levels, the fewest first and as by itself: the codes of every
-    state merge (`ldnq.nesting`) into those of the states before it, so that the last one's codes are those of all.
-    What is left to each is small: scales, batch norms, biases.
-
-    Raises `UsageError` where the recipe would leave more to each than that.
-    """
-    if recipe.abits:
-        raise UsageError(f"expected float activations of nested codebooks, got --abits {recipe.abits}")
-    if recipe.training and recipe.cascade_epochs and (recipe.skip or recipe.keep_first_last):
-        raise UsageError("the cascade update would train layers that stay float anew for each codebook: --no-training")
-    states: dict[int, QuantizationState] = {}
-    coarser: Mapping[str, QuantizedWeight] = {}
-    for levels in sorted(kbits):
-        headline(f"nested codebooks: {levels} levels")
-        settled = replace(recipe, kbits=levels)
-        states[levels] = apply_recipe(module, images, settled, seed, mixed_precision, journals(levels), coarser)
-        coarser = states[levels].weights
-    return states
-
-
-def apply_stages(
-    module: nn.Module,
-    images: CalibrationImages,
-    chosen: Iterable[Stage],
-    generator: torch.Generator,
-    journal: Journal | None = None,
-    coarser: Mapping[str, QuantizedWeight] | None = None,
-) -> QuantizationState:
-    """Run the `chosen` stages on a copy of `module`, which is left as it is."""
-    state = start(module)
-    state.journal, state.coarser = journal or state.journal, coarser or state.coarser
-    reached = state.journal.restore(state, generator)
-    if state.results:
-        log.info("going on after layer %d, %s", len(state.results), state.results[-1].layer.name)
-    chosen = list(chosen)
-    for number, stage in enumerate(chosen):
-        if number >= reached:
-            headline(f"stage {number + 1} of {len(chosen)}: {type(stage).__module__.rpartition('.')[2]}")
-            state.journal.begin(number, state, generator)
-            state = stage(state, images, generator)
-    # Another memory layout rounds differently: what is measured and saved has the one that it will be loaded in.
-    state.student = copied(state.student, torch.contiguous_format).requires_grad_(False)
-    return state
+    state, _ = _quantized(module, images, fill_in(RecipeConfig(kbits=kbits, **options)), seed)
+    return QuantizedModel(
+        state.student,
+        state.weights,
+        provenance={"ldnq": ldnq.__version__, "kbits": kbits, "left_float": left_float(state)},
+        folded=state.folded,
+        grids=state.grids,
+        precisions=state.precisions,
+    )
 
 
 def _circumstances(prepared: Preparation) -> dict[str, Any]:
@@ -231,7 +188,9 @@ def _circumstances(prepared: Preparation) -> dict[str, Any]:
 
 
 def _log_levels(recipe: RecipeConfig) -> None:
-    if recipe.kbits == AUTO:
+    if isinstance(recipe.kbits, tuple):
+        log.info("levels: %s", ", ".join(map(str, recipe.kbits)))
+    elif recipe.kbits == AUTO:
         log.info("levels: chosen layer by layer for %g bits a weight", recipe.target_bits)
     else:
         log.info("levels: %s (%d values)", Codebook.power_of_two(int(recipe.kbits)), recipe.kbits)
@@ -252,7 +211,7 @@ def _metrics(
         "method": recipe.method,
         "preset": recipe.preset,
         "solver": recipe.solver,
-        "kbits": recipe.kbits,
+        "kbits": _several(recipe)[-1],
         "kbits_by_layer": {name: codebook.num_levels for name, codebook in codebooks.items()} if mixed else None,
         "target_bits": recipe.target_bits,
         # Codebooks of fewer levels are part of the largest.

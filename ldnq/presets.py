@@ -116,7 +116,7 @@ def layerwise(recipe: RecipeConfig) -> Layerwise:
     asymmetric = presets.get(recipe.preset).asymmetric
     return Layerwise(
         solver=solvers.get(str(recipe.solver))(),
-        codebook=Codebook.power_of_two(int(recipe.kbits)),
+        codebook=Codebook.power_of_two(_one(recipe)),
         codebooks={pattern: Codebook.power_of_two(kbits) for pattern, kbits in recipe.kbits_for.items()},
         per_channel=recipe.scale == "channel",
         quantize_bias=recipe.quantize_bias,
@@ -133,3 +133,8 @@ def _cascade(recipe: RecipeConfig) -> Cascade | None:
     if not (recipe.training and recipe.cascade_epochs):
         return None
     return Cascade(recipe.cascade_epochs, lr=recipe.cascade_lr or Cascade.lr)
+
+
+def _one(recipe: RecipeConfig) -> int:
+    assert isinstance(recipe.kbits, int), "settled"  # noqa: S101, for the type
+    return recipe.kbits

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ldnq
 from ldnq import checkpoints, formats, results, runtime, tensorboard
@@ -24,10 +24,9 @@ from ldnq.datasets import DatasetFamily
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.errors import CheckpointError, DataError, MissingWeightsError, UsageError, keeping
 from ldnq.evaluation import Accuracy
-from ldnq.measurement import measure
+from ldnq.measurement import measure, top1_by_width
 from ldnq.models import ModelFamily
 from ldnq.network import Network, build, check_outputs, decide_preprocessing, find_family, load_network, start_from
-from ldnq.precisions import Precisions
 from ldnq.preparation import copied, start
 from ldnq.progress import headline
 from ldnq.quantized import QuantizationState, QuantizedModel
@@ -37,7 +36,6 @@ from ldnq.results import RunResult, left_float
 from ldnq.runs import RunFolder, default_folder
 from ldnq.stages.training import Pupil, QuantizedTraining
 from ldnq.stages.widths import WidthCalibration
-from ldnq.switching import set_width
 from ldnq.training import Trainer
 from ldnq.training_data import load_teacher, split, training_images
 from ldnq.training_recipe import TrainingRecipe
@@ -239,7 +237,7 @@ def _run(lesson: Lesson, folder: RunFolder) -> tuple[QuantizedModel, dict[str, A
 
     metrics = _metrics(lesson, state) | results.accuracy_metrics(teacher, accuracy)
     if state.precisions:
-        metrics["top1_at"] = _by_width(state.student, state.precisions, weigh)
+        metrics["top1_at"] = top1_by_width(state.student, state.precisions, weigh)
     model = QuantizedModel(
         module=state.student.cpu(),
         weights=state.weights,
@@ -321,17 +319,3 @@ def _metrics(lesson: Lesson, state: QuantizationState) -> dict[str, Any]:
         "bits": state.precisions and list(state.precisions.widths),
         "supervision": quantization.supervision,
     }
-
-
-def _by_width(
-    student: nn.Module, precisions: Precisions, weigh: Callable[..., Accuracy | None]
-) -> dict[str, float] | None:
-    """Top-1 at every width, in percent; None where there are no labelled test images."""
-    found = {}
-    for width in precisions.widths:
-        set_width(student, width)
-        accuracy = weigh(student, description=f"evaluating at {width} {precisions.unit}")
-        if accuracy is None:
-            return None
-        found[str(width)] = accuracy.top1
-    return found

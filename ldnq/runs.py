@@ -34,6 +34,20 @@ class RunFolder:
         self.journal = path / "journal.safetensors"
         self.training = path / "state.pt"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something of an interrupted run to go on from."""
+        return any(self.path.glob("journal*.safetensors"))
+
+    def journal_of(self, kbits: int) -> Path:
+        """That of a part of the run that has so many levels, where it has several; 0 is the whole."""
+        return self.journal.with_stem(f"journal-{kbits}") if kbits else self.journal
+
+    def forget(self) -> None:
+        """Remove what an interrupted run would go on from."""
+        for journal in self.path.glob("journal*.safetensors"):
+            journal.unlink()
+
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A folder at `path`, new or of a run that did not end; raises `UsageError` where it cannot be or one did."""

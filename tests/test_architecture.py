@@ -25,7 +25,7 @@ ROWS = [
     ["stages", "training", "network", "synthesis", "journal", "findings", "tables"],
     ["formats", "presets", "training_data"],
     ["measurement", "export", "preparation", "sensitivity", "results", "appraisal"],
-    ["survey", "allocation"],
+    ["survey", "allocation", "recipe"],
     ["pipeline", "baseline", "qat"],
     ["sweep"],
     ["api"],

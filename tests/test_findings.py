@@ -15,9 +15,9 @@ from ldnq.datasets import datasets
 from ldnq.datasets.images import ArrayImages
 from ldnq.evaluation import Accuracy, Predictions
 from ldnq.findings import THUMBNAILS, find_details
-from ldnq.pipeline import apply_recipe
 from ldnq.preprocessing import Preprocessing
 from ldnq.presets import fill_in
+from ldnq.recipe import apply_recipe
 
 
 def _network():

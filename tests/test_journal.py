@@ -7,8 +7,8 @@ from ldnq.calibration import CalibrationImages
 from ldnq.config import RecipeConfig
 from ldnq.errors import CheckpointError, UsageError
 from ldnq.journal import FileJournal, digest
-from ldnq.pipeline import apply_recipe
 from ldnq.presets import fill_in
+from ldnq.recipe import apply_recipe
 
 CIRCUMSTANCES = {"weights": "abc", "configuration": {"recipe": {"kbits": 3, "skip": ("head",)}}}
 

@@ -59,6 +59,17 @@ class Several(click.ParamType):
         return tuple(dict.fromkeys(self.single.convert(word, param, ctx) for word in words))
 
 
+class OneOrSeveral(click.Choice):
+    """One of the choices, or several with commas between them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A choice, or a tuple of some."""
+        if not isinstance(value, str):
+            return value
+        chosen = tuple(super(OneOrSeveral, self).convert(word.strip(), param, ctx) for word in value.split(","))
+        return chosen if len(chosen) > 1 else chosen[0]
+
+
 BIT_WIDTHS = Several(click.INT, "N,…")
 
 
@@ -73,6 +84,13 @@ def _parse_model_args(ctx: click.Context, param: click.Parameter, values: Iterab
         except ValueError:
             arguments[name] = text
     return arguments
+
+
+def parse_kbits(ctx: click.Context, param: click.Parameter, value: Any) -> int | str | tuple[int, ...]:
+    """Numbers of the words that are some."""
+    words = value if isinstance(value, tuple) else (value,)
+    numbers = tuple(word if word == AUTO else int(word) for word in words)
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def parse_kbits_for(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, int]:

@@ -24,11 +24,18 @@ from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig
     "--preset", default="balanced", show_default=True, shell_complete=complete("presets"),
     help="What is done; see 'ldnq list presets'.",
 )  # fmt: skip
-@click.option("--method", type=click.Choice(METHODS), default="ldnq", show_default=True, help="The family of stages.")
 @click.option(
-    "--kbits", type=click.Choice([*(str(k) for k in KBITS), AUTO]), default="3", show_default=True,
-    callback=lambda ctx, param, value: value if value == AUTO else int(value),
-    help="Number of levels: 3 is {0, ±α}, 5 adds ±2α, 7 ±4α, 9 ±8α, 11 ±16α. auto: what suits each layer best.",
+    "--method",
+    type=click.Choice(METHODS),
+    default="ldnq",
+    show_default=True,
+    help="One network for each number of levels, or one for several.",
+)
+@click.option(
+    "--kbits", type=options.OneOrSeveral([*(str(k) for k in KBITS), AUTO]), default="3", show_default=True,
+    callback=options.parse_kbits,
+    help="Number of levels: 3 is {0, ±α}, 5 adds ±2α, 7 ±4α, 9 ±8α, 11 ±16α. auto: what suits each layer best. "
+    "Several with commas, of any-precision, which keeps them in one checkpoint.",
 )  # fmt: skip
 @click.option(
     "--kbits-for", multiple=True, metavar="PATTERN=K", callback=options.parse_kbits_for,
@@ -57,6 +64,7 @@ def quantize_command(output: Path | None, resume: Path | None, curves: bool, **v
     ldnq quantize --model resnet18 --kbits 5
     ldnq quantize --model resnet20 --dataset digits --kbits 3 --kbits-for 'layer1.*=5' --kbits-for linear=9
     ldnq quantize --model resnet20 --dataset digits --kbits auto --target-bits 2.0
+    ldnq quantize --model resnet20 --dataset digits --method any-precision --kbits 3,5,7,9,11
     ldnq quantize --resume results/RUN
     """
     folder = goes_on(resume, output)
