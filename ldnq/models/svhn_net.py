@@ -1,6 +1,8 @@
 """The network for house numbers of Any-Precision Networks (Yu et al., arXiv 1911.07346), DoReFa-Net's model A (Zhou et
 al., arXiv 1606.06160) of any width."""
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 from ldnq.errors import UsageError
@@ -21,13 +23,13 @@ class SVHNNet(nn.Module):
         e = expansion
         # 40 pixels a side, 36 after the first convolution, then 18, 9, 7, 5 and 1.
         self.features = nn.Sequential(
-            nn.Sequential(nn.Conv2d(3, 6 * e, 5), nn.MaxPool2d(2), nn.ReLU()),
-            _block(6 * e, 8 * e, 1),
-            _block(8 * e, 8 * e, 1, nn.MaxPool2d(2)),
-            _block(8 * e, 16 * e, 0),
-            _block(16 * e, 16 * e, 1),
-            _block(16 * e, 16 * e, 0),
-            nn.Sequential(nn.Dropout(0.5), nn.Conv2d(16 * e, 64 * e, 5, bias=False), nn.ReLU()),
+            _block(conv=nn.Conv2d(3, 6 * e, 5), pool=nn.MaxPool2d(2)),
+            _block(conv=_conv(6 * e, 8 * e, padding=1), bn=nn.BatchNorm2d(8 * e)),
+            _block(conv=_conv(8 * e, 8 * e, padding=1), bn=nn.BatchNorm2d(8 * e), pool=nn.MaxPool2d(2)),
+            _block(conv=_conv(8 * e, 16 * e), bn=nn.BatchNorm2d(16 * e)),
+            _block(conv=_conv(16 * e, 16 * e, padding=1), bn=nn.BatchNorm2d(16 * e)),
+            _block(conv=_conv(16 * e, 16 * e), bn=nn.BatchNorm2d(16 * e)),
+            _block(dropout=nn.Dropout(0.5), conv=_conv(16 * e, 64 * e, 5)),
         )
         self.linear = nn.Linear(64 * e, num_classes)
         for module in self.modules():
@@ -38,9 +40,14 @@ class SVHNNet(nn.Module):
         return self.linear(self.features(x).flatten(1))
 
 
-def _block(in_channels: int, channels: int, padding: int, *pool: nn.Module) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, channels, 3, padding=padding, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), *pool, nn.ReLU())
+def _block(**parts: nn.Module) -> nn.Sequential:
+    """The `parts` by name, and a ReLU."""
+    return nn.Sequential(OrderedDict(parts, relu=nn.ReLU()))
+
+
+def _conv(in_channels: int, channels: int, kernel_size: int = 3, padding: int = 0) -> nn.Conv2d:
+    """Without a bias: most have a batch norm behind them."""
+    return nn.Conv2d(in_channels, channels, kernel_size, padding=padding, bias=False)
 
 
 models.add(
