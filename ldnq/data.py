@@ -78,9 +78,10 @@ def find_root(config: DataConfig, family: DatasetFamily) -> Path:
 
 def usual_root(family: DatasetFamily) -> Path:
     """Where a dataset lies if nobody says otherwise: in `data/`, or in `calib_data/` if it is there alone."""
+    name = family.folder or family.name
     if "LDNQ_DATA" in os.environ:
-        return Path(os.environ["LDNQ_DATA"]) / family.name
-    root, other = (Path(folder) / family.name for folder in ("data", "calib_data"))
+        return Path(os.environ["LDNQ_DATA"]) / name
+    root, other = (Path(folder) / name for folder in ("data", "calib_data"))
     return other if other.is_dir() and not root.is_dir() else root
 
 

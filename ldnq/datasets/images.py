@@ -45,10 +45,10 @@ class Images(ABC):
 
 
 class ArrayImages(Images):
-    """Images held as one uint8 array (n, height, width, 3)."""
+    """Images held as one uint8 array (n, height, width, 3), in any order of memory: it is not copied."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
-        self.pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
+        self.pixels = np.asarray(pixels, dtype=np.uint8)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.class_names = tuple(class_names)
 
@@ -56,9 +56,29 @@ class ArrayImages(Images):
         return Image.fromarray(self.pixels[index])
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.pixels.tobytes())
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 1024):
+            digest.update(self.pixels[start : start + 1024].tobytes())
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+
+class JoinedImages(Images):
+    """Collections of the same classes, one behind the other."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = tuple(parts)
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.labels = np.concatenate([part.labels for part in parts])
+        self.class_names = parts[0].class_names
+
+    def picture(self, index: int) -> Image.Image:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        start = int(self.ends[part - 1]) if part else 0
+        return self.parts[part].picture(index - start)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()[:16]
 
 
 class FileImages(Images):
@@ -81,7 +101,7 @@ class FileImages(Images):
         except FileNotFoundError as error:
             raise DataError(f"image {path} is gone: it was there when the folder was listed") from error
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot decode image {path}: remove or replace it ({_one_line(error)})") from error
+            raise DataError(f"cannot decode image {path}: remove or replace it ({one_line(error)})") from error
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256("\n".join(self.paths.tolist()).encode(errors="surrogateescape"))
@@ -170,5 +190,6 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What `error` says, shortened."""
     return " ".join(str(error).split())[:120]

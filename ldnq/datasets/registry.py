@@ -15,8 +15,8 @@ class DatasetFamily:
 
     `load(root, split, download)` gives the images of `split` ("train" or "test"), or None where the folder has no
     test split. `class_subset` lists which of an ImageNet network's 1,000 outputs are its classes; `flip` tells whether
-    a mirrored image keeps its class; `embedded` data needs no folder; `paper` is where it
-    was published.
+    a mirrored image keeps its class; `embedded` data needs no folder, `folder` is the name of the usual one where it is
+    another dataset's; `paper` is where it was published.
     """
 
     name: str
@@ -29,6 +29,7 @@ class DatasetFamily:
     class_subset: tuple[int, ...] | None = None
     flip: bool = True
     embedded: bool = False
+    folder: str = ""
     paper: str = ""
 
 

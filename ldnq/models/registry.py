@@ -33,7 +33,8 @@ class ModelFamily:
     cut from images whose shorter side is `resize`; `published` gives the weights that it starts from, `preprocessing`
     the network's own where it does not depend on the dataset; `quantized_args` are the arguments that build the form
     that is trained quantized, where it is another one, and `binary_args` those beside them where inputs become signs;
-    `summary` and `paper` say what it is.
+    `stay_float` are globs of the layers, beside the first and the last, that its paper keeps float when it trains with
+    few bits; `summary` and `paper` say what it is.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelFamily:
     preprocessing: Preprocessing | None = None
     quantized_args: Mapping[str, Any] = field(default_factory=dict)
     binary_args: Mapping[str, Any] = field(default_factory=dict)
+    stay_float: tuple[str, ...] = ()
     summary: str = ""
     paper: str = ""
 

@@ -68,8 +68,16 @@ def test_lists_name_what_options_accept(ldnq, what):
         "methods": ["ldnq"],
         "stages": ["layerwise", "cascade", "blocks", "distillation", "activations"],
         "formats": ["onnx", "safetensors", "torch", "torch-export"],
-        "models": ["resnet20", "resnet110", "resnet18", "mobilenet_v2"],
-        "datasets": ["cifar10", "digits", "folder", "imagenet", "imagenette", "svhn"],
+        "models": [
+            "resnet20",
+            "resnet110",
+            "preact-resnet20",
+            "preact-resnet50",
+            "svhn-net",
+            "resnet18",
+            "mobilenet_v2",
+        ],
+        "datasets": ["cifar10", "digits", "folder", "imagenet", "imagenette", "svhn", "svhn-extra"],
         "solvers": ["admm", "nearest"],
         "presets": ["paper"],
     }
@@ -84,6 +92,8 @@ def test_lists_name_what_options_accept(ldnq, what):
         ("stages", "blocks", ["Reconstruction of one residual block", "arXiv 2102.05426"]),
         ("models", "resnet18", ["224", "imagenet", "Deep Residual Learning for Image Recognition", "arXiv 1512.03385"]),
         ("models", "resnet20", ["32", "cifar10", "20 layers", "arXiv 1512.03385"]),
+        ("models", "preact-resnet20", ["32", "cifar10", "20 layers", "factor=5", "arXiv 1603.05027"]),
+        ("models", "svhn-net", ["40", "svhn", "arXiv 1911.07346"]),
         ("datasets", "imagenet", ["ILSVRC 2012", "arXiv 1409.0575"]),
     ],
 )

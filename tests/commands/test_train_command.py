@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from scipy.io import savemat
 
 from ldnq import checkpoints, curves
+from ldnq.datasets import datasets
 
 NAME = "tiny_network.build-digits.safetensors"
 
@@ -164,3 +167,17 @@ def test_what_cannot_be_trained_so_is_said_in_one_line(ldnq, tiny, trained, word
     result = ldnq("train", *tiny[:2], "--dataset", "digits", "--image-size", 32, *words, "--output", "run")
     assert result.code == 2
     assert said in result.err.splitlines()[-1]
+
+
+def test_house_numbers_of_32_pixels_train_the_network_for_40(ldnq, workdir):
+    for split, count in (("train", 48), ("extra", 16), ("test", 20)):
+        digits = datasets.get("digits").load(workdir, "train" if split == "extra" else split, False)
+        labels = np.where(digits.labels == 0, 10, digits.labels).astype(np.uint8)[:count, None]
+        (workdir / "data" / "svhn").mkdir(parents=True, exist_ok=True)
+        file = workdir / "data" / "svhn" / f"{split}_32x32.mat"
+        savemat(file, {"X": digits.pixels[:count].transpose(1, 2, 3, 0), "y": labels})
+    options = ["--model", "svhn-net", "--dataset", "svhn-extra", "--model-arg", "expansion=1"]
+    result = ldnq("train", *options, "--epochs", 1, "--batch-size", 16, "--output", "run")
+    assert result.code == 0, result.err
+    card = checkpoints.read(workdir / "run" / "svhn-net-svhn-extra.safetensors")[1]
+    assert (card["preprocessing"]["image_size"], card["train_images"]) == (40, 64)

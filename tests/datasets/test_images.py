@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldnq.datasets.images import ArrayImages, Prepared, class_folders, flat_folder, in_memory, loader
+from ldnq.datasets.images import ArrayImages, JoinedImages, Prepared, class_folders, flat_folder, in_memory, loader
 from ldnq.errors import DataError
 from ldnq.preprocessing import Preprocessing
 
@@ -54,6 +54,29 @@ def test_equal_arrays_have_equal_fingerprints():
 )
 def test_arrays_that_differ_have_fingerprints_that_differ(other):
     assert other.fingerprint() != array_images().fingerprint()
+
+
+def test_an_array_is_not_copied_and_its_fingerprint_does_not_depend_on_the_order_in_memory():
+    turned = np.asfortranarray(pixels(2000))
+    images = ArrayImages(turned, np.zeros(2000), "a")
+    assert np.shares_memory(images.pixels, turned)
+    assert images.fingerprint() == ArrayImages(np.ascontiguousarray(turned), np.zeros(2000), "a").fingerprint()
+    np.testing.assert_array_equal(np.array(images.picture(1999)), turned[1999])
+
+
+def test_joined_images_are_those_of_the_parts_in_order():
+    parts = [array_images(0, (0, 1)), array_images(1, (2,)), array_images(2, (1, 0, 2))]
+    joined = JoinedImages(parts)
+    assert joined.labels.tolist() == [0, 1, 2, 1, 0, 2]
+    assert joined.class_names == ("a", "b", "c")
+    expected = np.concatenate([part.pixels for part in parts])
+    np.testing.assert_array_equal(np.stack([joined.picture(index) for index in range(6)]), expected)
+
+
+def test_joined_images_have_the_fingerprint_of_their_parts():
+    first, second = array_images(0), array_images(1)
+    assert JoinedImages([first, second]).fingerprint() == JoinedImages([array_images(0), second]).fingerprint()
+    assert JoinedImages([first, second]).fingerprint() != JoinedImages([first, first]).fingerprint()
 
 
 def test_classes_are_folders_in_sorted_order(write_images):
