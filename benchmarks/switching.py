@@ -71,7 +71,7 @@ def untrained(name: str, arguments: dict, widths: tuple[int, ...]) -> tuple[Quan
     family = find_family(name)
     images = torch.rand(2, 3, family.image_size, family.image_size)
     found = CalibrationImages(images, lambda batch: batch, None, 2, torch.device("cpu"))
-    stage = QuantizedTraining(AnyPrecision(widths), lambda pupil: None, family.stay_float)
+    stage = QuantizedTraining(AnyPrecision(widths), lambda pupil: None, customary=family.stay_float)
     state = stage(start(build(name, arguments)), found, torch.Generator())
     student = state.student.requires_grad_(False)
     return QuantizedModel(student, state.weights, inputs=state.inputs, precisions=state.precisions), images[:1]

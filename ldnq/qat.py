@@ -224,6 +224,7 @@ def _run(lesson: Lesson, folder: RunFolder) -> tuple[QuantizedModel, dict[str, A
         quantization.skip,
         quantization.keep_first_last,
         quantization.update == "quantized",
+        find_family(network.model).stay_float,
     )
     images = lesson.examples(fabric.device)
     state = stage(start(network.module), images, lesson.generator())

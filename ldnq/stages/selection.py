@@ -7,11 +7,14 @@ from ldnq.errors import NetworkError, UsageError, shorten
 from ldnq.graph import Layer, SkippedLayer
 
 
+CUSTOMARY = "float also in the paper"
+
+
 def choose_layers(
-    layers: Sequence[Layer], skip: Iterable[str], ends: str = ""
+    layers: Sequence[Layer], skip: Iterable[str], ends: str = "", customary: Iterable[str] = ()
 ) -> tuple[list[Layer], list[SkippedLayer]]:
     """Layers to quantize, and those left out: whose names match a glob of `skip`, and the first and the last one where
-    there is a reason for `ends` to stay float.
+    there is a reason for `ends` to stay float. So do those that match a glob of `customary`, if there are any.
 
     Raises `UsageError` where a glob matches nothing, `NetworkError` where no layer is left.
     """
@@ -25,6 +28,8 @@ def choose_layers(
             left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, f"--skip {skipped}"))
         elif layer.name in first_and_last:
             left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, ends))
+        elif any(fnmatchcase(layer.name, pattern) for pattern in customary):
+            left_out.append(SkippedLayer(layer.name, layer.kind, layer.shape, CUSTOMARY))
         else:
             chosen.append(layer)
     if not chosen:

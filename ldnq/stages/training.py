@@ -40,8 +40,9 @@ class QuantizedTraining:
     """Training with quantized weights and inputs of layers (Courbariaux et al., BinaryConnect, arXiv 1511.00363).
 
     `method` says what becomes of a layer, `fit` trains the pupil that it is given. `skip` are globs of layers that stay
-    float, as the first and the last layer do with `keep_first_last`. With `step_quantized` the optimizer steps the
-    quantized weights, not the float ones that they are computed from.
+    float, as the first and the last layer do with `keep_first_last`, and those that match a glob of `customary`, if
+    there are any. With `step_quantized` the optimizer steps the quantized weights, not the float ones that they are
+    computed from.
     """
 
     method: Method
@@ -49,13 +50,15 @@ class QuantizedTraining:
     skip: tuple[str, ...] = ()
     keep_first_last: bool = True
     step_quantized: bool = False
+    customary: tuple[str, ...] = ()
 
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
     ) -> QuantizationState:
         example = next(iter(calibration.batches()))
         layers, unfit = find_layers(state.student, example[:2])
-        layers, left_out = choose_layers(layers, self.skip, ENDS if self.keep_first_last else "")
+        ends = ENDS if self.keep_first_last else ""
+        layers, left_out = choose_layers(layers, self.skip, ends, self.customary)
         inputs = self._round_inputs(state.student, layers, example)
         widths = self.method.widths
         if widths:

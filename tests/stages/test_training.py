@@ -163,3 +163,9 @@ def test_the_teacher_keeps_what_the_weights_were_rounded_from():
     assert float(floats.abs().max()) == pytest.approx(1)
     half = 1 / 3
     assert float((floats - state.student.get_parameter("3.weight")).abs().max()) <= half + 1e-6
+
+
+def test_layers_that_the_paper_keeps_float_stay_so_where_there_are_any():
+    both = trained(DoReFa(), keep_first_last=False, customary=("0", "nowhere.*"))
+    assert list(both.weights) == ["3.weight", "7.weight"]
+    assert [(layer.name, layer.reason) for layer in both.skipped] == [("0", "float also in the paper")]
