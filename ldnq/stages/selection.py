@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from ldnq.errors import NetworkError, UsageError, shorten
 from ldnq.graph import Layer, SkippedLayer
 
-
 CUSTOMARY = "float also in the paper"
 
 
