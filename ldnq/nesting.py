@@ -1,5 +1,7 @@
 """Codebooks within codebooks: which codes of fewer levels those of more levels merge into."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -7,9 +9,15 @@ from ldnq.codebook import Bounds
 from ldnq.config import KBITS
 from ldnq.errors import UsageError
 
-# Of a power-of-two codebook: the magnitude that merges with the next larger one, where 0 is zero, 1 the smallest.
-# Widths are solved coarse to fine; of all 120 tables these leave the least error of normal and of Laplacian weights.
-JOINED = {5: 1, 7: 0, 9: 3, 11: 0}
+# Of power-of-two codebooks, by their numbers of levels, the many and the fewer: the magnitudes of the larger one (zero
+# is 0, the smallest level 1) at which those of the smaller one begin. Of all such tables these leave the least error of
+# normal and of Laplacian weights together, where the fewest levels are solved first.
+BEGINNINGS: dict[int, dict[int, tuple[int, ...]]] = {
+    5: {3: (1,)},
+    7: {3: (2,), 5: (2, 3)},
+    9: {3: (2,), 5: (2, 3), 7: (1, 2, 3)},
+    11: {3: (3,), 5: (2, 4), 7: (1, 3, 4), 9: (1, 3, 4, 5)},
+}
 
 
 def merged(codes: Tensor, high: int, low: int) -> Tensor:
@@ -36,7 +44,32 @@ def _table(high: int, low: int) -> Tensor:
     """The code on `low` levels of every one on `high` levels (high,), ascending."""
     if not (low in KBITS and high in KBITS and low <= high):
         raise UsageError(f"expected kbits of {', '.join(map(str, KBITS))}, the smaller first, got {low} and {high}")
-    table = torch.arange(high) - high // 2
-    for kbits in range(high, low, -2):
-        table = table - table.sign() * (table.abs() > JOINED[kbits])
-    return (table + low // 2).to(torch.uint8)
+    if low == high:
+        return torch.arange(high, dtype=torch.uint8)
+    beginnings = torch.tensor(BEGINNINGS[high][low])
+    magnitudes = torch.bucketize(torch.arange(1, high // 2 + 1), beginnings, right=True)
+    signed = torch.cat([-magnitudes.flip(0), torch.zeros(1, dtype=torch.long), magnitudes])
+    return (signed + low // 2).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Nest:
+    """What is known of a weight's codes on `num_levels` levels, the most there will be: they are within `bounds`."""
+
+    num_levels: int
+    bounds: Bounds
+
+    @classmethod
+    def around(cls, codes: Tensor, low: int, high: int) -> "Nest":
+        """Of `high` levels, all that merge into `codes` on `low` levels."""
+        return cls(high, interval(codes, low, high))
+
+    def on(self, low: int) -> Bounds:
+        """What merged codes on `low` levels may be."""
+        return self.bounds.map(lambda codes: merged(codes, self.num_levels, low))
+
+    def narrowed(self, codes: Tensor, low: int) -> "Nest":
+        """What is left where they merge into `codes` on `low` levels."""
+        further = interval(codes, low, self.num_levels)
+        lower = torch.maximum(self.bounds.lower, further.lower)
+        return Nest(self.num_levels, Bounds(lower, torch.minimum(self.bounds.upper, further.upper)))

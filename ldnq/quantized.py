@@ -14,7 +14,7 @@ from ldnq.config import FLOAT
 from ldnq.errors import NetworkError, UsageError
 from ldnq.graph import Layer, SkippedLayer
 from ldnq.grid import Grid
-from ldnq.nesting import interval
+from ldnq.nesting import Nest
 from ldnq.precisions import Precisions
 from ldnq.preprocessing import Preprocessing
 from ldnq.switching import NestedLayer, set_width, without_widths
@@ -90,8 +90,8 @@ class QuantizationState:
     `weights` is keyed by the parameter's name in the state dict; the student holds the same values dequantized, and
     nothing may change them. `folded` tells that batch norms have become part of the layers before them, `grids` which
     activations of the student are rounded, `inputs` which layers round their inputs, and how, `precisions` at which
-    widths the student runs, if at several. Layers among the `results` are finished; stages tell the `journal`. Codes
-    must merge into those of the `coarser` weights.
+    widths the student runs, if at several. Layers among the `results` are finished; stages tell the `journal`.
+    Parameters with `nests` have codes that fit into these.
     """
 
     student: nn.Module
@@ -104,14 +104,12 @@ class QuantizationState:
     inputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     precisions: Precisions | None = None
     journal: Journal = field(default_factory=Journal)
-    coarser: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    nests: Mapping[str, Nest] = field(default_factory=dict)
 
     def bounds(self, name: str, codebook: Codebook) -> Bounds | None:
-        """The codes on `codebook` that merge into the coarser ones of the parameter `name`, if there are any."""
-        coarse = self.coarser.get(name)
-        if coarse is None:
-            return None
-        return interval(coarse.codes, coarse.codebook.num_levels, codebook.num_levels)
+        """What the codes of the parameter `name` on `codebook` may be, if not all."""
+        nest = self.nests.get(name)
+        return nest.on(codebook.num_levels) if nest else None
 
     @torch.no_grad()
     def write(self, name: str, weight: QuantizedWeight) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from ldnq.calibration import CalibrationImages
 from ldnq.config import RecipeConfig
 from ldnq.errors import NetworkError, UsageError, shorten
+from ldnq.nesting import Nest
 from ldnq.precisions import Precisions
 from ldnq.preparation import copied, start
 from ldnq.presets import stages
@@ -32,14 +33,14 @@ def apply_recipe(
     seed: int,
     mixed_precision: bool = False,
     journal: Journal | None = None,
-    coarser: Mapping[str, QuantizedWeight] | None = None,
+    nests: Mapping[str, Nest] | None = None,
 ) -> QuantizationState:
     """Run the stages of a filled-in and settled `recipe` on a copy of `module`, which is left as it is; from where the
-    `journal` is, if there is one. Codes merge into those of the `coarser` weights."""
+    `journal` is, if there is one. Codes fit into the `nests` of weights by their names."""
     generator = torch.Generator().manual_seed(seed)
     if recipe.training and (recipe.block_steps or recipe.distillation_steps):
         images = images.set_apart(HELD_OUT, generator)
-    return apply_stages(module, images, stages(recipe, mixed_precision), generator, journal, coarser)
+    return apply_stages(module, images, stages(recipe, mixed_precision), generator, journal, nests)
 
 
 def apply_nested(
@@ -51,9 +52,9 @@ def apply_nested(
     mixed_precision: bool = False,
     journals: Callable[[int], Journal | None] = lambda kbits: None,
 ) -> dict[int, QuantizationState]:
-    """As `apply_recipe`, with each of several numbers of levels, the fewest first and as by itself: the codes of every
-    state merge (`ldnq.nesting`) into those of the states before it, so that the last one's codes are those of all.
-    What is left to each is small: scales, batch norms, biases.
+    """As `apply_recipe`, with each of several numbers of levels, the fewest first and as by itself, so that the codes
+    of the last state, of the most levels, merge (`ldnq.nesting`) into those of all others. What else they differ in is
+    small: scales, batch norms, biases.
 
     Raises `UsageError` where the recipe would leave more to each than that.
     """
@@ -61,14 +62,24 @@ def apply_nested(
         raise UsageError(f"expected float activations of nested codebooks, got --abits {recipe.abits}")
     if recipe.training and recipe.cascade_epochs and (recipe.skip or recipe.keep_first_last):
         raise UsageError("the cascade update would train layers that stay float anew for each codebook: --no-training")
+    kbits = sorted(set(kbits))
     states: dict[int, QuantizationState] = {}
-    coarser: Mapping[str, QuantizedWeight] = {}
-    for levels in sorted(kbits):
+    nests: dict[str, Nest] = {}
+    for levels in kbits:
         headline(f"nested codebooks: {levels} levels")
         settled = replace(recipe, method="ldnq", kbits=levels)
-        states[levels] = apply_recipe(module, images, settled, seed, mixed_precision, journals(levels), coarser)
-        coarser = states[levels].weights
+        state = apply_recipe(module, images, settled, seed, mixed_precision, journals(levels), nests)
+        nests = {name: _nest(weight, nests.get(name), kbits[-1]) for name, weight in state.weights.items()}
+        states[levels] = state
     return states
+
+
+def _nest(weight: QuantizedWeight, nest: Nest | None, most: int) -> Nest:
+    """What `nest` is when `weight` is settled, of `most` levels or as many as the weight itself has."""
+    levels = weight.codebook.num_levels
+    if nest is None:
+        return Nest.around(weight.codes, levels, max(levels, most))
+    return nest.narrowed(weight.codes, levels)
 
 
 def apply_stages(
@@ -77,11 +88,11 @@ def apply_stages(
     chosen: Iterable[Stage],
     generator: torch.Generator,
     journal: Journal | None = None,
-    coarser: Mapping[str, QuantizedWeight] | None = None,
+    nests: Mapping[str, Nest] | None = None,
 ) -> QuantizationState:
     """Run the `chosen` stages on a copy of `module`, which is left as it is."""
     state = start(module)
-    state.journal, state.coarser = journal or state.journal, coarser or state.coarser
+    state.journal, state.nests = journal or state.journal, nests or state.nests
     reached = state.journal.restore(state, generator)
     if state.results:
         log.info("going on after layer %d, %s", len(state.results), state.results[-1].layer.name)

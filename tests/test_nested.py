@@ -100,7 +100,7 @@ class Stopping(FileJournal):
 
     def note(self, state, generator):
         super().note(state, generator)
-        if state.coarser and len(state.results) == 2:
+        if state.nests and len(state.results) == 2:
             raise KeyboardInterrupt
 
 

@@ -67,6 +67,12 @@ def test_one_network_learns_the_digits_at_every_width(workdir):
     }
 
 
+def test_the_network_for_house_numbers_learns_the_digits_at_few_bits(workdir):
+    options = {"optimizer": "adam", "lr": 0.005, "weight_decay": 0.0, "epochs": 8, "batch_size": 64, "threads": 1}
+    result = api.qat("svhn-net", method="any-precision", bits=(2, 8), init="scratch", dataset="digits", **options)
+    assert min(result.metrics["top1_at"].values()) > 95
+
+
 def test_xnor_learns_the_digits_with_one_bit(workdir):
     options = {"optimizer": "adam", "lr": 0.05, "weight_decay": 0.0, "epochs": 16, "model_args": {"width": 24}}
     result = learned(workdir, method="xnor", **options)

@@ -29,11 +29,10 @@ def bounded(problem, low=3):
 
 @every_scale
 @every_solver
-@pytest.mark.parametrize(("low", "high"), [(3, 5), (5, 7), (3, 11)], ids=["3 in 5", "5 in 7", "3 in 11"])
+@pytest.mark.parametrize(("low", "high"), [(5, 7), (3, 11)], ids=["5 in 7", "3 in 11"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("coupled", [False, True], ids=["rows alone", "rows coupled"])
-def test_codes_merge_into_the_coarser_ones(coupled, shape, low, high, solver, per_channel):
-    for seed in range(3):
+def test_codes_merge_into_the_coarser_ones(shape, low, high, solver, per_channel):
+    for seed, coupled in itertools.product(range(2), (False, True)):
         problem, coarse = bounded(make_problem(shape, high, per_channel, seed, coupled=coupled), low)
         solution = solver(problem)
         assert torch.equal(merged(solution.codes, high, low), coarse)
