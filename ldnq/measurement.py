@@ -78,18 +78,17 @@ def measure(
 
 
 def top1_by_width(
-    module: nn.Module, precisions: Precisions, weigh: Callable[..., Accuracy | None]
-) -> dict[str, float] | None:
-    """Top-1 at every width by `weigh`, in percent; None where there are no labelled test images. Leaves `module` at the
+    module: nn.Module, precisions: Precisions, widest: Accuracy, weigh: Callable[..., Accuracy | None]
+) -> dict[str, float]:
+    """Top-1 at every width in percent, of the `widest` as it is known, of all others by `weigh`. Leaves `module` at the
     widest."""
-    found = {}
-    for width in precisions.widths:
+    found: dict[str, float] = {}
+    for width in precisions.widths[:-1]:
         set_width(module, width)
         accuracy = weigh(module, description=f"evaluating at {width} {precisions.unit}")
-        if accuracy is None:
-            return None
-        found[str(width)] = accuracy.top1
-    return found
+        found |= {str(width): accuracy.top1} if accuracy else {}
+    set_width(module, precisions.widths[-1])
+    return found | {str(precisions.widths[-1]): widest.top1}
 
 
 def _report(module: nn.Module, preprocessing: Preprocessing, data: Data, config: RuntimeConfig) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def _run(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> 
     accuracy = weigh(state.student, description="evaluating the result")
 
     metrics = _metrics(prepared, state, teacher, accuracy)
-    if state.precisions:
-        metrics["top1_at"] = top1_by_width(state.student, state.precisions, weigh)
+    if state.precisions and accuracy:
+        metrics["top1_at"] = top1_by_width(state.student, state.precisions, accuracy, weigh)
     model = _model(prepared, state, metrics)
     if sensitivities:
         write_table(sensitivities, folder.path)

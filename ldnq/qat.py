@@ -237,8 +237,8 @@ def _run(lesson: Lesson, folder: RunFolder) -> tuple[QuantizedModel, dict[str, A
     accuracy = weigh(state.student, description="evaluating the result")
 
     metrics = _metrics(lesson, state) | results.accuracy_metrics(teacher, accuracy)
-    if state.precisions:
-        metrics["top1_at"] = top1_by_width(state.student, state.precisions, weigh)
+    if state.precisions and accuracy:
+        metrics["top1_at"] = top1_by_width(state.student, state.precisions, accuracy, weigh)
     model = QuantizedModel(
         module=state.student.cpu(),
         weights=state.weights,

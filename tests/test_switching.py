@@ -11,6 +11,7 @@ from ldnq import formats
 from ldnq.calibration import CalibrationImages
 from ldnq.errors import CheckpointError, UsageError
 from ldnq.formats import h5
+from ldnq.network import build
 from ldnq.preparation import start
 from ldnq.quantized import QuantizedModel
 from ldnq.quantizers.any_precision import AnyPrecision
@@ -158,3 +159,19 @@ def test_every_width_has_its_own_statistics():
     module(5 + torch.randn(16, 3, 8, 8))
     assert module[1].of(1).num_batches_tracked == 1
     assert module[1].of(8).num_batches_tracked == 0
+
+
+def test_networks_of_torchvision_have_widths_by_replacement_of_their_parts(tmp_path):
+    found = CalibrationImages(torch.rand(4, 3, 32, 32), lambda batch: batch, None, 4, torch.device("cpu"))
+    stage = QuantizedTraining(AnyPrecision((1, 8)), lambda pupil: None)
+    state = stage(start(build("resnet18", {"num_classes": 3})), found, torch.Generator())
+    model = QuantizedModel(
+        state.student, state.weights, "resnet18", {"num_classes": 3}, inputs=state.inputs, precisions=state.precisions
+    )
+    h5.save(model, tmp_path / "model.h5")
+    loaded = formats.load(tmp_path / "model.h5")
+    for bits in (1, 8):
+        loaded.set_bits(bits)
+        model.set_bits(bits)
+        assert torch.equal(loaded.module(found.images), model.module(found.images))
+    assert len(model.weights) == 19

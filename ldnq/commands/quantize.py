@@ -25,12 +25,9 @@ from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig
     help="What is done; see 'ldnq list presets'.",
 )  # fmt: skip
 @click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    default="ldnq",
-    show_default=True,
-    help="One network for each number of levels, or one for several.",
-)
+    "--method", type=click.Choice(METHODS), default="ldnq", show_default=True,
+    help="A network for one number of levels, or one for several.",
+)  # fmt: skip
 @click.option(
     "--kbits", type=options.OneOrSeveral([*(str(k) for k in KBITS), AUTO]), default="3", show_default=True,
     callback=options.parse_kbits,

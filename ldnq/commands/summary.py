@@ -14,7 +14,7 @@ def summary(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append(("float top-1 / top-5", _percent(metrics, "teacher")))
         rows.append(("quantized top-1 / top-5", _percent(metrics, "quantized")))
     if metrics.get("top1_at"):
-        rows.append(("top-1 at bits", ", ".join(f"{bits}: {top1:.2f}%" for bits, top1 in metrics["top1_at"].items())))
+        rows.append(("top-1 by width", ", ".join(f"{bits}: {top1:.2f}%" for bits, top1 in metrics["top1_at"].items())))
     if metrics["top1_drop"] is not None:
         rows.append(("top-1 drop", f"{metrics['top1_drop']:.2f} points"))
     smaller = metrics["float_bytes"] / metrics["packed_bytes"]

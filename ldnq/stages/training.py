@@ -70,16 +70,14 @@ class QuantizedTraining:
             self.fit(self._pupil(state.student, quantizers, latents, inputs))
             set_width(state.student.eval(), max(widths, default=0))
             _note_floats(state.teacher, quantizers, latents)
-            switched = {name: made for name, made in quantizers.items() if isinstance(made, SwitchedTanh)}
-            scales = {name: made.scales(latents[name]) for name, made in switched.items()}
+            switched = {name: it for name, it in quantizers.items() if isinstance(it, SwitchedTanh)}
+            scales = {name: it.scales(latents[name]) for name, it in switched.items()}
         if switched:
             state.precisions = Precisions("bits", widths, tuple(switched))
-            codes = {name: weight.codes for name, weight in state.weights.items()}
-            with_layers(state.student, state.precisions, scales, codes)
+            with_layers(state.student, state.precisions, scales, {name: it.codes for name, it in state.weights.items()})
         state.inputs = {name: quantizer.spec() for name, quantizer in inputs.items()}
         state.results = [LayerResult(layer) for layer in layers if layer.weight_name in state.weights]
-        known = {*state.weights, *switched}
-        floats = [layer for layer in layers if layer.weight_name not in known]
+        floats = [layer for layer in layers if layer.weight_name not in {*state.weights, *switched}]
         reason = "weights of more than 8 bits are kept as floats"
         state.skipped = [*unfit, *left_out, *(SkippedLayer(it.name, it.kind, it.shape, reason) for it in floats)]
         return state
