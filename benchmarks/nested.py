@@ -4,16 +4,17 @@
     python benchmarks/nested.py --data-root DIR [--presets fast,balanced] [--seeds 0,1,2]
 
 writes `nested.md`: accuracy of ResNet-20 on CIFAR-10 (one scale a layer, 500 images) with 3 to 11 levels, as merged out
-of one set of codes and as `accuracy.json` holds it of runs by themselves on the same images. What has been measured is
-kept in `nested.json`: with more presets or seeds it goes on.
+of one set of codes and of runs by themselves on the same images. What has been measured is kept in `nested.json`: with
+more presets or seeds it goes on.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rows import SAMPLES, Configuration, Rows, digest, publish, spread
+from rows import SAMPLES, digest, publish, spread
 from workbench import Workbench
 
 from ldnq.config import KBITS, DataConfig, RecipeConfig
@@ -21,7 +22,7 @@ from ldnq.files import write_json
 from ldnq.nesting import merged
 from ldnq.presets import fill_in
 from ldnq.quantized import QuantizationState
-from ldnq.recipe import apply_nested
+from ldnq.recipe import apply_nested, apply_recipe
 
 HERE = Path(__file__).parent
 MODEL, DATASET = "resnet20", "cifar10"
@@ -41,19 +42,23 @@ def main(data_root: str, presets: str, seeds: str) -> None:
         for preset in presets.split(","):
             if any((row["preset"], row["seed"]) == (preset, seed) for row in rows):
                 continue
-            for kbits, top1 in measured(bench, preset, seed).items():
-                click.echo(f"{preset}, seed {seed}, {kbits} levels: {top1:.2f}")
-                rows.append({"weights": weights, "preset": preset, "seed": seed, "kbits": kbits, "top1": top1})
+            rows += [{"weights": weights, "seed": seed} | row for row in measured(bench, preset, seed)]
             write_json(path, rows)
     publish("nested.md", table(rows))
 
 
-def measured(bench: Workbench, preset: str, seed: int) -> dict[int, float]:
-    """Top-1 by the number of levels."""
+def measured(bench: Workbench, preset: str, seed: int) -> list[dict[str, Any]]:
+    """A row for each number of levels, with both accuracies."""
     images, recipe = bench.calibration(SAMPLES, seed), fill_in(RecipeConfig(preset=preset))
-    states = apply_nested(bench.network.module, images, recipe, KBITS, seed, bench.mixed_precision)
+    module, rows = bench.network.module, []
+    states = apply_nested(module, images, recipe, KBITS, seed, bench.mixed_precision)
     check(states)
-    return {kbits: bench.top1(state.student) for kbits, state in states.items()}
+    for kbits, state in states.items():
+        own = apply_recipe(module, images, replace(recipe, kbits=kbits), seed, bench.mixed_precision)
+        top1 = {"own": bench.top1(own.student), "nested": bench.top1(state.student)}
+        rows.append({"preset": preset, "kbits": kbits, "lost": top1["own"] - top1["nested"]} | top1)
+        click.echo(f"{preset}, seed {seed}, {kbits} levels: {top1['own']:.2f} by itself, {top1['nested']:.2f} nested")
+    return rows
 
 
 def check(states: dict[int, QuantizationState]) -> None:
@@ -67,19 +72,11 @@ def check(states: dict[int, QuantizationState]) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A row for each preset and number of levels, as Markdown."""
-    alone = Rows(HERE / "accuracy.json")
     lines = ["| preset | levels | by itself | nested | lost by nesting |", "|---|---|---|---|---|"]
     for preset in dict.fromkeys(row["preset"] for row in rows):
         for kbits in KBITS:
-            nested = {row["seed"]: row for row in rows if (row["preset"], row["kbits"]) == (preset, kbits)}
-            own = {row["seed"]: row for row in alone.of(Configuration(MODEL, DATASET, kbits, preset=preset))}
-            pairs = [
-                {"own": own[seed]["quantized_top1"], "nested": row["top1"]}
-                for seed, row in nested.items()
-                if seed in own
-            ]
-            pairs = [pair | {"lost": pair["own"] - pair["nested"]} for pair in pairs]
-            cells = " | ".join(spread(pairs, name) for name in ("own", "nested", "lost"))
+            chosen = [row for row in rows if (row["preset"], row["kbits"]) == (preset, kbits)]
+            cells = " | ".join(spread(chosen, name) for name in ("own", "nested", "lost"))
             lines.append(f"| {preset} | {kbits} | {cells} |")
     return "\n".join(lines) + "\n"
 

@@ -39,14 +39,19 @@ T = TypeVar("T")
 
 @overload
 def quantize(
-    network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]], kbits: int = ..., **options: Any
+    network: nn.Module,
+    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    kbits: int | str | tuple[int, ...] = ...,
+    **options: Any,
 ) -> QuantizedModel: ...
 @overload
-def quantize(network: str, *, kbits: int = ..., output: Path | str | None = ..., **options: Any) -> QuantizedModel: ...
+def quantize(
+    network: str, *, kbits: int | str | tuple[int, ...] = ..., output: Path | str | None = ..., **options: Any
+) -> QuantizedModel: ...
 def quantize(
     network: nn.Module | str,
     batches: Iterable[Tensor | tuple[Tensor, ...]] | None = None,
-    kbits: int = 3,
+    kbits: int | str | tuple[int, ...] = 3,
     *,
     output: Path | str | None = None,
     **options: Any,
@@ -74,11 +79,14 @@ def quantize(
 
 
 def evaluate(
-    checkpoint: Path | str | None = None, *, bits: Sequence[int] = (), kbits: Sequence[int] = (), **options: Any
+    checkpoint: Path | str | None = None,
+    *,
+    bits: int | Sequence[int] = (),
+    kbits: int | Sequence[int] = (),
+    **options: Any,
 ) -> dict[str, Any]:
-    """Accuracy of a quantized `checkpoint`, of several widths at those of `bits` or
-    `kbits`, or of a float `model`, as `ldnq
-    evaluate` gives it: plain values.
+    """Accuracy of a quantized `checkpoint`, of several widths at those of `bits` or `kbits`, or of a float `model`, as
+    `ldnq evaluate` gives it: plain values.
 
     >>> import ldnq
     >>> accuracy = ldnq.evaluate(model="resnet20", dataset="digits")
@@ -90,7 +98,8 @@ def evaluate(
     config = _config({"model": ""} | options)
     if checkpoint is None:
         return measurement.evaluate_network(config)
-    return measurement.evaluate_checkpoint(Path(checkpoint), config, bits, kbits)
+    widths = ((width,) if isinstance(width, int) else width for width in (bits, kbits))
+    return measurement.evaluate_checkpoint(Path(checkpoint), config, *widths)
 
 
 def train(

@@ -49,7 +49,9 @@ def complexity_of(
 
 
 def quantized_complexity(model: QuantizedModel, image_size: int) -> list[LayerComplexity]:
-    """`complexity` with the bits of the model's weights, and of what its layers' inputs are rounded to."""
+    """`complexity` with the bits of the model's weights, and of what its layers' inputs are rounded to; of
+    several widths the widest."""
+    model = model.widest()
     weight_bits = {
         name.removesuffix("weight").removesuffix("."): weight.codebook.bits
         for name, weight in model.weights.items()

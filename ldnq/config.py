@@ -148,7 +148,7 @@ class RecipeConfig:
             got = ",".join(map(str, several))
             raise UsageError(f"expected several kbits of {','.join(map(str, KBITS))} with any-precision, got {got}")
         object.__setattr__(self, "kbits", tuple(sorted(set(several))))
-        for name in ("kbits_for", "quantize_bias"):
+        for name in ("kbits_for", "quantize_bias", "abits"):
             if getattr(self, name):
                 raise UsageError(f"--{name.replace('_', '-')} is not for --method any-precision")
 
@@ -157,7 +157,8 @@ class RecipeConfig:
         if self.method == "any-precision":
             self._check_nested()
         elif self.kbits not in (*KBITS, AUTO):
-            raise UsageError(f"expected kbits of {known} or {AUTO}, got {self.kbits}")
+            hint = ": several are for --method any-precision" if isinstance(self.kbits, (tuple, list)) else ""
+            raise UsageError(f"expected kbits of {known} or {AUTO}, got {self.kbits}{hint}")
         for pattern, num_levels in self.kbits_for.items():
             if num_levels not in KBITS:
                 raise UsageError(f"expected kbits of {known} for {pattern}, got {num_levels}")

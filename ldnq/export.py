@@ -83,10 +83,7 @@ def export_checkpoint(
         raise UsageError(f"expected --output, another file than {path}, which is read")
     contents = formats.read(path)
     network = contents.assemble(path, build(own.model, own.model_args or contents.model_args) if own else None)
-    if bits or kbits:
-        network = network.at(bits, kbits)
-    elif network.precisions:
-        network = network.at(**{network.precisions.unit: network.precisions.widths[-1]})
+    network = network.widest() if bits is None and kbits is None else network.at(bits, kbits)
     images = sample_images(network, data)
     if fold_batchnorm:
         network = folded(network, images)

@@ -32,8 +32,13 @@ class Precisions:
         if self.unit not in UNITS:
             raise UsageError(f"expected widths in {' or '.join(UNITS)}, got {self.unit!r}")
         known, ascending = UNITS[self.unit], list(self.widths) == sorted(set(self.widths))
-        if not (self.widths and ascending and set(known).issuperset(self.widths)):
+        whole = all(type(width) is int for width in self.widths)
+        if not (self.widths and ascending and whole and set(known).issuperset(self.widths)):
             raise UsageError(f"expected ascending {self.unit} of {', '.join(map(str, known))}, got {self.widths}")
+        if not all(isinstance(name, str) for name in self.parameters) or len(set(self.parameters)) < len(
+            self.parameters
+        ):
+            raise UsageError(f"expected names of parameters, each once, got {self.parameters}")
 
     @property
     def stored(self) -> int:
@@ -42,7 +47,7 @@ class Precisions:
 
     def check(self, width: int, unit: str) -> int:
         """`width` in `unit`; raises `UsageError` where the network does not run at it."""
-        if unit != self.unit or width not in self.widths:
+        if unit != self.unit or type(width) is not int or width not in self.widths:
             known = ", ".join(map(str, self.widths))
             raise UsageError(f"expected {self.unit} of {known}, which the network has, got {unit} {width}")
         return width

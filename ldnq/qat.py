@@ -202,8 +202,9 @@ def _weights(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         tensors, card = checkpoints.read(path)
         return dict(tensors), card
     contents = formats.read(path)
-    if contents.folded or contents.inputs:
-        raise UsageError(f"expected weights of a float network or of 'ldnq quantize' in {path}, found trained ones")
+    if contents.folded or contents.inputs or contents.precisions:
+        what = "those of several widths" if contents.precisions else "trained ones"
+        raise UsageError(f"expected weights of a float network or of 'ldnq quantize' in {path}, found {what}")
     card = {"model_args": contents.model_args}
     if contents.preprocessing:
         card["preprocessing"] = contents.preprocessing.to_dict()

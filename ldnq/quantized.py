@@ -161,19 +161,27 @@ class QuantizedModel:
         self._switch(kbits, "kbits")
 
     def at(self, bits: int | None = None, kbits: int | None = None) -> "QuantizedModel":
-        """A copy that has one width alone; raises as `set_bits` and `set_kbits`."""
+        """A copy that has one width alone; raises as `set_bits` and `set_kbits`, and `UsageError` where both are given
+        or neither."""
+        if (bits is None) == (kbits is None):
+            raise UsageError(f"expected bits or kbits, got bits {bits} and kbits {kbits}")
         model = copy.deepcopy(self)
         model.set_bits(bits) if bits is not None else model.set_kbits(kbits or 0)
         layers = {name: part for name, part in model.module.named_modules() if isinstance(part, NestedLayer)}
         floats = dict.fromkeys(layers, "weights of 32 bits") if bits == FLOAT else {}
+        left = self.provenance.get("left_float", {})
         return replace(
             model,
             weights={} if bits == FLOAT else {f"{name}.weight": _quantized(layer) for name, layer in layers.items()},
             module=without_widths(model.module),
             inputs={name: {**spec, "bits": bits} for name, spec in self.inputs.items()},
-            provenance={**self.provenance, "left_float": floats | self.provenance.get("left_float", {})},
+            provenance=_alone(self.provenance, bits or kbits or 0) | {"left_float": floats | left},
             precisions=None,
         )
+
+    def widest(self) -> "QuantizedModel":
+        """Itself, or of several widths the widest alone."""
+        return self if self.precisions is None else self.at(**{self.precisions.unit: self.precisions.widths[-1]})
 
     def _switch(self, width: int, unit: str) -> None:
         if self.precisions is None:
@@ -187,8 +195,9 @@ class QuantizedModel:
 
     @property
     def float_bytes(self) -> int:
-        """Size of the network's parameters and buffers as stored for float inference."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.module.state_dict().values())
+        """Size of the network's parameters and buffers as stored for float inference, at one width."""
+        state = self.widest().module.state_dict()
+        return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
     @property
     def bits_per_weight(self) -> float:
@@ -199,7 +208,12 @@ class QuantizedModel:
 
 def _quantized(layer: NestedLayer) -> QuantizedWeight:
     """The weights of its width."""
-    codes, precisions = layer.stored_codes(), layer.precisions
-    return QuantizedWeight(
-        precisions.narrowed(codes, layer.width), layer.scale(layer.width), precisions.codebook(layer.width)
-    )
+    return QuantizedWeight(layer.codes(), layer.scale(layer.width), layer.precisions.codebook(layer.width))
+
+
+def _alone(provenance: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """What is known of one width of several."""
+    accuracies = provenance.get("top1_at") or {}
+    several = {"top1_at", "bits", "kbits", "levels", "supervision", "quantized_top5", "top1_drop"}
+    found = {name: value for name, value in provenance.items() if name not in several}
+    return found | {"quantized_top1": accuracies.get(str(width))}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ldnq.calibration import CalibrationImages
 from ldnq.config import RecipeConfig
@@ -18,7 +19,7 @@ from ldnq.presets import stages
 from ldnq.progress import headline
 from ldnq.quantized import Journal, QuantizationState, QuantizedWeight
 from ldnq.stages import Stage
-from ldnq.switching import SwitchedNorm, set_width, with_biases, with_layers, with_norms, without_widths
+from ldnq.switching import SwitchedNorm, check_untied, set_width, with_biases, with_layers, with_norms, without_widths
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ def apply_nested(
         raise UsageError(f"expected float activations of nested codebooks, got --abits {recipe.abits}")
     if recipe.training and recipe.cascade_epochs and (recipe.skip or recipe.keep_first_last):
         raise UsageError("the cascade update would train layers that stay float anew for each codebook: --no-training")
+    check_untied(module)
+    steps = recipe.cascade_epochs, recipe.block_steps, recipe.distillation_steps
+    if recipe.training and any(steps) and (others := _other_parameters(module)):
+        raise UsageError(f"gradient steps would train {shorten(others)} anew for each codebook: --no-training")
     kbits = sorted(set(kbits))
     states: dict[int, QuantizationState] = {}
     nests: dict[str, Nest] = {}
@@ -107,6 +112,13 @@ def apply_stages(
     return state
 
 
+def _other_parameters(module: nn.Module) -> list[str]:
+    """Of what has no codes, biases or batch norm's factors."""
+    kept = (nn.Conv2d, nn.Linear, _BatchNorm)
+    parts = [(name, part) for name, part in module.named_modules() if not isinstance(part, kept)]
+    return [name for name, part in parts if any(True for _ in part.parameters(recurse=False))]
+
+
 def joined(states: Mapping[int, QuantizationState]) -> QuantizationState:
     """Of nested `states` by their numbers of levels one whose student runs at all of them, at first at the most.
 
@@ -115,14 +127,13 @@ def joined(states: Mapping[int, QuantizationState]) -> QuantizationState:
     widths = tuple(sorted(states))
     widest = states[widths[-1]]
     scales = {name: torch.stack([states[width].weights[name].scale for width in widths]) for name in widest.weights}
-    codes = {name: weight.codes for name, weight in widest.weights.items()}
     student = with_norms(copy.deepcopy(widest.student), widths)
     for name, part in student.named_modules():
         if isinstance(part, SwitchedNorm):
             for width in widths:
                 part.of(width).load_state_dict(states[width].student.get_submodule(name).state_dict())
     precisions = Precisions("kbits", widths, tuple(widest.weights))
-    with_layers(student, precisions, scales, codes)
+    with_layers(student, precisions, scales)
     with_biases(student, widths, _biases(widest.student, [states[width].student for width in widths]))
     for width in widths:
         set_width(student, width)

@@ -55,6 +55,15 @@ class SwitchedNorm(Switched, nn.ModuleDict):
         """That of `width`."""
         return cast(_BatchNorm, self[str(width)])
 
+    def __getattr__(self, name: str) -> Any:
+        # Whoever asks a batch norm for its factors gets those of the width.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "width" not in self.__dict__:
+                raise
+            return getattr(self.current, name)
+
     @property
     def current(self) -> _BatchNorm:
         """That of the width it works at."""
@@ -62,6 +71,16 @@ class SwitchedNorm(Switched, nn.ModuleDict):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.current(x)
+
+
+def check_untied(module: nn.Module) -> None:
+    """Raise `NetworkError` where two layers share a weight: each would make its own of every width."""
+    owners: dict[nn.Parameter, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.dim() > 1 and owners.setdefault(parameter, name) != name:
+            raise NetworkError(
+                f"{owners[parameter]} and {name} are one parameter: layers of several widths can share none"
+            )
 
 
 def with_norms(module: nn.Module, widths: Sequence[int]) -> nn.Module:
@@ -72,14 +91,12 @@ def with_norms(module: nn.Module, widths: Sequence[int]) -> nn.Module:
 class NestedLayer(Switched):
     """What a layer becomes beside what it is, a Conv2d or Linear, whose weights of all widths come from one parameter.
 
-    `scales` (widths, 1 or out) are those of every width. `codes`, uint8 in the weight's shape, are those stored; where
-    the parameter is of floats there are none, and they come from it. The weights of a width are made when they are
-    first used, and kept until the next switch.
+    `scales` (widths, 1 or out) are those of every width. The weights of a width are made when they are first used, and
+    kept until the next switch.
     """
 
     precisions: Precisions
     scales: Tensor
-    codes: Tensor | None
     made: Tensor | None
     _parameters: dict[str, nn.Parameter | None]
 
@@ -93,10 +110,15 @@ class NestedLayer(Switched):
         if self.width == FLOAT:
             return self._stored
         if self.made is None:
-            precisions = self.precisions
-            levels = precisions.codebook(self.width).values(precisions.narrowed(self.stored_codes(), self.width))
-            self.made = self.scale(self.width).view(-1, *[1] * (levels.dim() - 1)) * levels
+            # Kept for later passes, which may be of another mode.
+            with torch.inference_mode(False), torch.no_grad():
+                levels = self.precisions.codebook(self.width).values(self.codes())
+                self.made = (_by_channel(self.scale(self.width), levels) * levels).to(self._stored.dtype)
         return self.made
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)  # type: ignore[misc]
+        self.made = None
 
     def add(self, width: int) -> None:
         """One more, its scale that of uniform levels between the same ends."""
@@ -116,11 +138,16 @@ class NestedLayer(Switched):
         assert parameter is not None  # noqa: S101, for the type
         return parameter
 
-    def stored_codes(self) -> Tensor:
-        """Those that the codes of all widths come from."""
-        if self.codes is not None:
-            return self.codes
-        return unit_codes(self._stored, self.scale(FLOAT), self.precisions.stored).to(torch.uint8)
+    def codes(self) -> Tensor:
+        """Those of the width (uint8), from those stored."""
+        weight, precisions = self._stored.detach(), self.precisions
+        if FLOAT in precisions.widths:
+            stored = unit_codes(weight, self.scale(FLOAT), precisions.stored).to(torch.uint8)
+        else:
+            scale = self.scale(precisions.stored)
+            levels = weight / _by_channel(torch.where(scale > 0, scale, 1.0), weight)
+            stored = precisions.codebook(precisions.stored).nearest(levels)
+        return precisions.narrowed(stored, self.width)
 
 
 def unit_codes(weight: Tensor, magnitude: Tensor, bits: int) -> Tensor:
@@ -129,11 +156,13 @@ def unit_codes(weight: Tensor, magnitude: Tensor, bits: int) -> Tensor:
     return ((weight / (2 * magnitude.clamp(min=tiny)) + 0.5) * (2**bits - 1)).round()
 
 
-def with_layers(
-    module: nn.Module, precisions: Precisions, scales: Mapping[str, Tensor], codes: Mapping[str, Tensor]
-) -> nn.Module:
-    """`module`, changed so that the layers of `precisions` have a width, with `scales` (widths, 1 or out) and, but for
-    weights that are floats, stored `codes`, by the weights' names.
+def _by_channel(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.dim() - 1))
+
+
+def with_layers(module: nn.Module, precisions: Precisions, scales: Mapping[str, Tensor]) -> nn.Module:
+    """`module`, changed so that the layers of `precisions` have a width, with `scales` (widths, 1 or out), by the names
+    of their weights.
 
     Raises `NetworkError` where there is no such layer.
     """
@@ -143,8 +172,6 @@ def with_layers(
         layer.__class__ = _kind(NestedLayer, type(layer))  # type: ignore[arg-type]
         layer.precisions, layer.width = precisions, precisions.widths[-1]
         layer.register_buffer("scales", scales[name].detach().clone().to(device))
-        stored = codes[name].to(device) if name in codes else None
-        layer.register_buffer("codes", stored, persistent=False)
         layer.register_buffer("made", None, persistent=False)
     return module
 
@@ -180,7 +207,7 @@ def without_widths(module: nn.Module) -> nn.Module:
         if isinstance(layer, SwitchedBias):
             _settle(layer, "bias", ("biases",))
         if isinstance(layer, NestedLayer):
-            _settle(layer, "weight", ("scales", "codes", "made"))
+            _settle(layer, "weight", ("scales", "made"))
     return _replaced(module, SwitchedNorm, lambda norm: norm.current)
 
 
@@ -199,10 +226,12 @@ def _kind(change: type[Switched], kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _replaced(module: nn.Module, kind: type, make: Any) -> nn.Module:
-    found = [(name, part) for name, part in module.named_modules() if isinstance(part, kind)]
+    # A part may have several names.
+    found = [(name, part) for name, part in module.named_modules(remove_duplicate=False) if isinstance(part, kind)]
+    made = {part: make(part) for _, part in found}
     for name, part in found:
         owner, _, child = name.rpartition(".")
-        setattr(module.get_submodule(owner), child, make(part))
+        setattr(module.get_submodule(owner), child, made[part])
     return module
 
 

@@ -155,6 +155,7 @@ def test_states_that_differ_in_more_are_not_one_network(images):
         ({"kbits": (3, 4)}, "expected several kbits of 3,5,7,9,11 with any-precision, got 3,4"),
         ({"kbits": (3, 5), "kbits_for": {"stem": 7}}, "--kbits-for is not for --method any-precision"),
         ({"kbits": (3, 5), "quantize_bias": True}, "--quantize-bias is not for --method any-precision"),
+        ({"kbits": (3, 5), "abits": 8}, "--abits is not for --method any-precision"),
     ],
     ids=str,
 )
@@ -164,5 +165,27 @@ def test_recipes_of_several_levels_that_cannot_be_are_refused(options, said):
 
 
 def test_several_levels_without_the_method_are_refused():
-    with pytest.raises(UsageError, match="expected kbits of 3, 5, 7, 9, 11 or auto"):
+    with pytest.raises(
+        UsageError,
+        match=r"expected kbits of 3, 5, 7, 9, 11 or auto, got \(3, 5\): several are for --method any-precision",
+    ):
         RecipeConfig(kbits=(3, 5))
+
+
+class Normalized(nn.Module):
+    """Factors that no batch norm has."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norm = nn.GroupNorm(2, 6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).mean((2, 3)))
+
+
+def test_what_gradient_steps_would_train_anew_for_each_is_refused_before_the_first_layer(images):
+    with pytest.raises(UsageError, match="gradient steps would train norm anew for each codebook: --no-training"):
+        apply_nested(Normalized(), images, fill_in(RecipeConfig()), (3, 5), seed=0)
+    assert len(apply_nested(Normalized(), images, fill_in(RecipeConfig(preset="fast")), (3, 5), seed=0)) == 2

@@ -49,7 +49,13 @@ def test_another_unit_is_another_width():
             precisions.check(width, unit)
 
 
-@pytest.mark.parametrize("widths", [(), (2, 1), (2, 2), (9,), (0, 1)], ids=str)
+@pytest.mark.parametrize("widths", [(), (2, 1), (2, 2), (9,), (0, 1), (2.0,), (True, 2)], ids=str)
 def test_widths_that_are_none_are_refused(widths):
     with pytest.raises(UsageError, match="expected ascending bits"):
         Precisions("bits", widths, ())
+
+
+@pytest.mark.parametrize("names", [(1,), ("a", "a"), (["a"],)], ids=str)
+def test_names_that_are_none_are_refused(names):
+    with pytest.raises(UsageError, match="expected names of parameters"):
+        Precisions("bits", (2, 4), names)

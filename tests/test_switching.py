@@ -9,10 +9,10 @@ from torch import nn
 
 from ldnq import formats
 from ldnq.calibration import CalibrationImages
-from ldnq.errors import CheckpointError, UsageError
+from ldnq.errors import CheckpointError, NetworkError, UsageError
 from ldnq.formats import h5
 from ldnq.network import build
-from ldnq.preparation import start
+from ldnq.preparation import copied, start
 from ldnq.quantized import QuantizedModel
 from ldnq.quantizers.any_precision import AnyPrecision
 from ldnq.stages.training import QuantizedTraining
@@ -165,8 +165,9 @@ def test_networks_of_torchvision_have_widths_by_replacement_of_their_parts(tmp_p
     found = CalibrationImages(torch.rand(4, 3, 32, 32), lambda batch: batch, None, 4, torch.device("cpu"))
     stage = QuantizedTraining(AnyPrecision((1, 8)), lambda pupil: None)
     state = stage(start(build("resnet18", {"num_classes": 3})), found, torch.Generator())
+    student = copied(state.student, torch.contiguous_format)
     model = QuantizedModel(
-        state.student, state.weights, "resnet18", {"num_classes": 3}, inputs=state.inputs, precisions=state.precisions
+        student, state.weights, "resnet18", {"num_classes": 3}, inputs=state.inputs, precisions=state.precisions
     )
     h5.save(model, tmp_path / "model.h5")
     loaded = formats.load(tmp_path / "model.h5")
@@ -175,3 +176,73 @@ def test_networks_of_torchvision_have_widths_by_replacement_of_their_parts(tmp_p
         model.set_bits(bits)
         assert torch.equal(loaded.module(found.images), model.module(found.images))
     assert len(model.weights) == 19
+
+
+class Shared(nn.Module):
+    """A batch norm under two names, and a buffer that is called as those of widths are."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.BatchNorm2d(8)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 3), norm, nn.ReLU())
+        self.again = norm
+        self.head = nn.Linear(8, 4)
+        self.register_buffer("biases", torch.arange(3.0))
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)) + self.again.weight)
+
+
+def test_a_batch_norm_of_two_names_is_one_at_every_width(tmp_path):
+    stage = QuantizedTraining(AnyPrecision((2, 8)), lambda pupil: None)
+    state = stage(start(Shared()), images(), torch.Generator())
+    # In the layout that it is loaded in.
+    state.student = copied(state.student, torch.contiguous_format)
+    norm = state.student.again
+    assert isinstance(norm, SwitchedNorm)
+    assert state.student.body[1] is state.student.body[4] is norm
+    with torch.no_grad():
+        norm.of(2).weight.add_(1)
+    model = QuantizedModel(state.student, state.weights, inputs=state.inputs, precisions=state.precisions)
+    h5.save(model, tmp_path / "model.h5")
+    loaded = formats.load(tmp_path / "model.h5", Shared())
+    for bits in (2, 8):
+        model.set_bits(bits)
+        loaded.set_bits(bits)
+        assert torch.equal(loaded.module(images().images), model.module(images().images))
+        assert torch.equal(loaded.at(bits).module(images().images), model.module(images().images))
+
+
+def test_layers_that_share_a_weight_are_refused():
+    module = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(192, 4))
+    module[2].weight = module[1].weight
+    with pytest.raises(NetworkError, match=r"1\.weight and 2\.weight are one parameter"):
+        QuantizedTraining(AnyPrecision((2, 8)), lambda pupil: None)(start(module), images(), torch.Generator())
+
+
+def test_weights_follow_what_is_loaded_and_where_they_are_used():
+    model, other = trained((2, 8))[0], trained((2, 8))[0]
+    with torch.no_grad():
+        for name, weight in other.module.state_dict().items():
+            weight.mul_(2 if name in ("3.weight", "3.scales") else 1)
+    model.set_bits(2)
+    with torch.inference_mode():
+        model.module(images().images)
+    model.module.load_state_dict(other.module.state_dict())
+    other.set_bits(2)
+    x = images().images.requires_grad_()
+    model.module(x).sum().backward()
+    assert torch.equal(model.module(x), other.module(x))
+
+
+def test_one_width_does_not_claim_what_another_has(tmp_path):
+    model, _ = trained((2, 8))
+    model.provenance = {"quantized_top1": 90.0, "top1_at": {"2": 80.0, "8": 90.0}, "bits": [2, 8], "model": "mine"}
+    assert model.at(2).provenance == {"quantized_top1": 80.0, "model": "mine", "left_float": {}}
+    assert model.float_bytes == model.at(8).float_bytes == model.at(2).float_bytes
+    for given in ({}, {"bits": 2, "kbits": 3}):
+        with pytest.raises(UsageError, match="expected bits or kbits, got"):
+            model.at(**given)
+    for bits in (2.0, True):
+        with pytest.raises(UsageError, match="expected bits of 2, 8"):
+            model.set_bits(bits)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Of what a checkpoint says of its making.
 SHOWN = (
-    "dataset", "method", "kbits", "wbits", "abits", "bits", "supervision", "solver", "scale", "calibration_samples",
+    "dataset", "method", "kbits", "wbits", "abits", "supervision", "solver", "scale", "calibration_samples",
     "train_images", "epochs", "teacher_top1", "quantized_top1",
 )  # fmt: skip
 
@@ -31,10 +31,12 @@ def inspect_command(file: Path, as_json: bool) -> None:
         from ldnq import formats
 
         model_file = formats.read(file)
+        widths = model_file.precisions
         rows = [_row(name, weight) for name, weight in model_file.weights.items()]
     summary = {
         "network": model_file.model or "the caller's own",
         "bytes": file.stat().st_size,
+        **({"widths": f"{', '.join(map(str, widths.widths))} {widths.unit}"} if widths else {}),
         "quantized_parameters": sum(w.codes.numel() for w in model_file.weights.values()),
         "float_parameters": sum(t.numel() for t in model_file.tensors.values()),
     }

@@ -43,20 +43,22 @@ class Triple(click.ParamType):
 
 
 class Several(click.ParamType):
-    """Values with commas between them, each of the type `single`."""
+    """Values with commas between them, each of the type `single`; if `distinct` at least one, each once."""
 
-    def __init__(self, single: click.ParamType, name: str) -> None:
+    def __init__(self, single: click.ParamType, name: str, distinct: bool = False) -> None:
         self.single = single
         self.name = name
+        self.distinct = distinct
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        """A tuple of distinct values, in the order given."""
+        """A tuple of them, in the order given."""
         if isinstance(value, (tuple, list)):
             return tuple(value)
         words = [word.strip() for word in value.split(",") if word.strip()]
-        if not words:
+        if self.distinct and not words:
             self.fail(f"expected values with commas between them, got {value!r}", param, ctx)
-        return tuple(dict.fromkeys(self.single.convert(word, param, ctx) for word in words))
+        values = tuple(self.single.convert(word, param, ctx) for word in words)
+        return tuple(dict.fromkeys(values)) if self.distinct else values
 
 
 class OneOrSeveral(click.Choice):

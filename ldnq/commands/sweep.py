@@ -16,19 +16,19 @@ from ldnq.errors import UsageError
 log = logging.getLogger(__name__)
 
 # Of the options of quantize, those that a sweep has in another form or no use for.
-OWN = {"model", "kbits", "target_bits", "seed", "output", "resume", "curves"}
+OWN = {"model", "method", "kbits", "target_bits", "seed", "output", "resume", "curves"}
 PASSED = [option for option in quantize_command.params if option.expose_value and option.name not in OWN]
 
 
 @click.command("sweep", params=PASSED, short_help="Quantize with many settings, and compare.")
 @config_option
 @click.option(
-    "--models", type=options.Several(click.STRING, "NAME,…"), shell_complete=complete("models"),
+    "--models", type=options.Several(click.STRING, "NAME,…", distinct=True), shell_complete=complete("models"),
     help="Networks; see 'ldnq list models'.",
 )  # fmt: skip
 @click.option(
     "--kbits",
-    type=options.Several(click.INT, "K,…"),
+    type=options.Several(click.INT, "K,…", distinct=True),
     default="3,5,7,9,11",
     show_default=True,
     help="Numbers of levels.",

@@ -107,11 +107,17 @@ class Contents:
     def _with_widths(self, module: nn.Module, precisions: Precisions, path: str | Path) -> nn.Module:
         scales = {name: self.tensors.get(name.removesuffix("weight") + "scales") for name in precisions.parameters}
         found = {name: entries for name, entries in scales.items() if entries is not None}
-        if len(found) < len(scales):
+        if len(found) < len(scales) or any(
+            entries.shape[:1] != (len(precisions.widths),) for entries in found.values()
+        ):
             raise CheckpointError(f"{path} does not fit the network: scales of some widths are missing")
-        codes = {name: weight.codes for name, weight in self.weights.items()}
-        module = with_layers(with_norms(module, precisions.widths), precisions, found, codes)
-        ends = {name.removesuffix(BIASES): tensor for name, tensor in self.tensors.items() if name.endswith(BIASES)}
+        own = module.state_dict()
+        ends = {
+            name.removesuffix(BIASES): tensor
+            for name, tensor in self.tensors.items()
+            if name.endswith(BIASES) and name not in own
+        }
+        module = with_layers(with_norms(module, precisions.widths), precisions, found)
         return with_biases(module, precisions.widths, ends)
 
 

@@ -1,5 +1,6 @@
 """Quantization-aware training: the network learns with its layers quantized."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,10 @@ from ldnq.quantizers.inputs import InputQuantizer, with_inputs
 from ldnq.quantizers.methods import Method
 from ldnq.quantizers.parametrized import Quantizer, parametrized
 from ldnq.stages.selection import choose_layers
-from ldnq.switching import set_width, with_layers, with_norms
+from ldnq.switching import SwitchedNorm, check_untied, set_width, with_layers, with_norms
 from ldnq.wiring import Wiring
+
+log = logging.getLogger(__name__)
 
 ENDS = "first or last layer"
 
@@ -62,7 +65,10 @@ class QuantizedTraining:
         inputs = self._round_inputs(state.student, layers, example)
         widths = self.method.widths
         if widths:
+            check_untied(state.student)
             with_norms(state.student, widths)
+            if len(widths) > 1 and not any(isinstance(part, SwitchedNorm) for part in state.student.modules()):
+                log.warning("the network has no batch norms: nothing is kept for each width but scales")
         made = {layer.weight_name: self.method.weights(state.student.get_submodule(layer.name)) for layer in layers}
         quantizers = {name: quantizer for name, quantizer in made.items() if quantizer is not None}
         state.student.requires_grad_(True)
@@ -74,7 +80,7 @@ class QuantizedTraining:
             scales = {name: it.scales(latents[name]) for name, it in switched.items()}
         if switched:
             state.precisions = Precisions("bits", widths, tuple(switched))
-            with_layers(state.student, state.precisions, scales, {name: it.codes for name, it in state.weights.items()})
+            with_layers(state.student, state.precisions, scales)
         state.inputs = {name: quantizer.spec() for name, quantizer in inputs.items()}
         state.results = [LayerResult(layer) for layer in layers if layer.weight_name in state.weights]
         floats = [layer for layer in layers if layer.weight_name not in {*state.weights, *switched}]

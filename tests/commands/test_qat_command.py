@@ -42,9 +42,9 @@ def test_a_run_says_what_it_came_to_and_leaves_the_files_of_every_run(ldnq, opti
     assert (again.code, again.out) == (0, "the run in run is finished: nothing to do\n")
 
 
-@pytest.mark.parametrize("method", ["dorefa", "xnor", "lsq"])
+@pytest.mark.parametrize("method", ["dorefa", "xnor", "lsq", "any-precision"])
 def test_a_run_that_is_killed_goes_on_to_the_same_bits(ldnq, options, trained, workdir, method):
-    options = [*options, "--method", method]
+    options = [*options, "--method", method, *(["--bits", "2,8"] if method == "any-precision" else [])]
     assert ldnq("qat", *options, "--output", "whole").code == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "ldnq", "qat", *options, "--output", "killed"], stderr=subprocess.PIPE, text=True,
@@ -65,6 +65,39 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(ldnq, options, trained, w
         assert weight.codes.equal(second.weights[name].codes)
         assert weight.scale.equal(second.weights[name].scale)
     assert all(tensor.equal(second.tensors[name]) for name, tensor in first.tensors.items())
+
+
+def test_a_network_of_several_widths_is_measured_and_exported_at_each(ldnq, options, workdir):
+    widths = ["--method", "any-precision", "--bits", "8,2", "--calibrate-bits", "4"]
+    result = ldnq("qat", *options, *widths, "-o", "run")
+    assert result.code == 0, result.err
+    top1 = json.loads((workdir / "run/metrics.json").read_text())["top1_at"]
+    assert list(top1) == ["2", "4", "8"]
+    assert f"2: {top1['2']:.2f}%, 4: {top1['4']:.2f}%, 8: {top1['8']:.2f}%" in result.out
+    assert "Widths" in (workdir / "run/report.html").read_text()
+    own = ["--model", "tiny_network:build"]
+    measured = ldnq("evaluate", "run/model.h5", *own, "--bits", "2,4", "--precision", "32", "--threads", 1, "--json")
+    assert {width: found["top1"] for width, found in json.loads(measured.out)["at"].items()} == {
+        width: top1[width] for width in ("2", "4")
+    }
+    assert "2, 4, 8 bits" in ldnq("inspect", "run/model.h5").out
+    assert ldnq("export", "run", *own, "--bits", 2, "-o", "two.safetensors", "--format", "safetensors").code == 0
+    assert f"{top1['2']:.2f}" in ldnq("inspect", "two.safetensors").out
+    for command in (["evaluate", "run/model.h5"], ["export", "run", "-o", "three.onnx"]):
+        for asked in (["--bits", "3"], ["--kbits", "3"], ["--bits", "0"]):
+            refused = ldnq(*command, *own, *asked)
+            assert refused.code == 2
+            assert "expected bits of 2, 4, 8, which the network has, got" in refused.err
+    for asked, said in (
+        (["--bits", "2,2"], "each once"),
+        (["--bits", "16"], "expected bits of 1 to 8 or 32"),
+        (["--bits", ""], "got none"),
+        (["--bits", "2", "--calibrate-bits", "4"], "expected bits to calibrate below the 2 that are trained, got 4"),
+        (["--update", "quantized"], "expected --update float with any-precision"),
+    ):
+        refused = ldnq("qat", *options, "--method", "any-precision", *asked)
+        assert refused.code == 2
+        assert said in refused.err
 
 
 def test_a_run_that_is_refused_leaves_the_one_before_as_it_was(ldnq, options, workdir):
