@@ -115,8 +115,10 @@ class Correlations:
         count, some = len(places), next(iter(self.sums.values()))
         blocks = some.new_empty(self.groups, count, count, *some.shape[1:])
         for i, j in combinations_with_replacement(range(count), 2):
-            parts = self.geometry.block(places[i], places[j])
-            block = sum(sign * self.sums[part] for part, sign in parts)
+            (everywhere, _), *missed = self.geometry.block(places[i], places[j])
+            block = self.sums[everywhere].clone()
+            for part, sign in missed:
+                block.add_(self.sums[part], alpha=sign)
             blocks[:, i, j], blocks[:, j, i] = block, block.mT
         # (groups, place, place, c, c) to (groups, c, place, c, place)
         return blocks.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
