@@ -147,21 +147,16 @@ def unfold(layer: nn.Module, x: Tensor) -> Tensor:
 
     `x` is (n, cin, h, w) for a convolution, (…, in) for a linear layer.
     """
+    return unfold_padded(layer, pad(layer, x) if isinstance(layer, nn.Conv2d) else x)
+
+
+def unfold_padded(layer: nn.Module, x: Tensor) -> Tensor:
+    """`unfold` of images that have the layer's padding around them."""
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, layer.in_features).mT
-    columns = F.unfold(_pad(layer, x), layer.kernel_size, layer.dilation, stride=layer.stride)
+    columns = F.unfold(x, layer.kernel_size, layer.dilation, stride=layer.stride)
     n, _, positions = columns.shape
     return columns.view(n, layer.groups, -1, positions).permute(1, 2, 0, 3).reshape(layer.groups, -1, n * positions)
-
-
-def unfold_rows(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """`unfold` along the rows of images alone: (groups, cin/groups·kw, padded height, n·w'), w' the output's width."""
-    x = _pad(layer, x)
-    span = layer.dilation[1] * (layer.kernel_size[1] - 1) + 1
-    windows = x.unfold(3, span, layer.stride[1])[..., :: layer.dilation[1]]
-    n, channels, height, width, places = windows.shape
-    by_rows = windows.permute(1, 4, 2, 0, 3)
-    return by_rows.reshape(layer.groups, channels // layer.groups * places, height, n * width)
 
 
 def as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
@@ -169,27 +164,29 @@ def as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         y = y.reshape(-1, layer.out_features).T
     else:
-        y = _with_samples(y).transpose(0, 1).flatten(1)
+        y = with_samples(y).transpose(0, 1).flatten(1)
     return y.reshape(getattr(layer, "groups", 1), -1, y.shape[1])
 
 
-def outputs_as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
-    """A layer's output without its bias, `as_matrix` arranges it."""
-    y = as_matrix(layer, y)
-    return y if layer.bias is None else y - layer.bias.view(*y.shape[:2], 1)
+def without_bias(layer: nn.Module, y: Tensor) -> Tensor:
+    """A layer's output as it would be without its bias."""
+    if layer.bias is None:
+        return y
+    return y - (layer.bias.view(-1, 1, 1) if isinstance(layer, nn.Conv2d) else layer.bias)
 
 
-def _with_samples(x: Tensor) -> Tensor:
+def with_samples(x: Tensor) -> Tensor:
     """A convolution also takes a single sample by itself."""
     return x.unsqueeze(0) if x.dim() == 3 else x
 
 
-def _pad(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def pad(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """`x` with the padding of `layer` around it."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(_with_samples(x), _margins(layer), mode=mode)
+    return F.pad(with_samples(x), margins(layer), mode=mode)
 
 
-def _margins(layer: nn.Conv2d) -> list[int]:
+def margins(layer: nn.Conv2d) -> list[int]:
     """Padding as `F.pad` takes it: left, right, top, bottom."""
     if layer.padding == "valid":
         return [0, 0, 0, 0]

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ldnq import graph
 from ldnq.graph import Layer
-from ldnq.products import Strips
+from ldnq.products import Products
 from ldnq.soundness import finite, unusable
 
-# Entries of an unfolded input held at once, 16 MiB in float32, which a cache can hold: unless a Gram matrix has more.
-MAX_ENTRIES = 1 << 22
 # Of a sum of products in float32.
 PRECISION = 1e-6
 
@@ -80,36 +79,15 @@ def gather_moments(
     """Moments of `layer`, the module `student` in one network and `teacher` in the other, over `calls`: inputs as the
     student feeds them, and the outputs wanted, as the teacher computes them from its own. Never holds more than a slice
     of one unfolded input. Raises `NetworkError` where values are not finite."""
-    rows = layer.shape[0] // layer.groups
-    d = layer.to_matrix(torch.empty(layer.shape, device="meta")).shape[-1]
-    numbers = {"dtype": torch.float64, "device": student.weight.device}
-    gram = torch.zeros(layer.groups, d, d, **numbers)
-    cross = torch.zeros(layer.groups, rows, d, **numbers)
-    total = torch.zeros(layer.groups, d, 1, **numbers)
-    target_total = torch.zeros(layer.groups, rows, 1, **numbers)
-    energy, positions = 0.0, 0
+    sums = Products(student)
     for inputs, outputs in calls:
         # The network may run in bfloat16; the sums may not.
         with torch.autocast(inputs.device.type, enabled=False):
-            for strips in _slices(student, teacher, inputs, outputs):
-                gram += strips.gram()
-                cross += strips.cross()
-                total += strips.total()
-                target_total += strips.outputs.sum((2, 3)).unsqueeze(2)
-                energy += float(strips.outputs.square().sum(3).double().sum())
-                positions += strips.positions
-    if not finite(gram, cross) or not math.isfinite(energy):
+            sums.add(inputs, graph.without_bias(teacher, outputs))
+    gram = sums.gram()
+    if not finite(gram, sums.cross) or not math.isfinite(sums.energy):
         raise unusable(f"layer {layer.name}")
-    gram, total, cross, target_total = (entry / positions for entry in (gram, total, cross, target_total))
-    return Moments(gram, total, cross, target_total, energy / positions, positions)
-
-
-def _slices(layer: nn.Module, teacher_layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Iterable[Strips]:
-    """The student's inputs and the teacher's outputs, a few samples at a time."""
-    positions = outputs[0].numel() // layer.weight.shape[0]
-    d = layer.weight[0].numel()
-    columns = d * getattr(layer, "groups", 1)
-    # Products of fewer positions than a Gram matrix has rows would take longer to add up than to multiply.
-    step = max(1, MAX_ENTRIES // (columns * positions), d // positions)
-    for x, y in zip(inputs.split(step), outputs.split(step)):
-        yield Strips.of(layer, teacher_layer, x, y)
+    gram, total, cross, target_total = (
+        entry / sums.positions for entry in (gram, sums.total, sums.cross, sums.target_total)
+    )
+    return Moments(gram, total, cross, target_total, sums.energy / sums.positions, sums.positions)

@@ -1,81 +1,94 @@
-"""Products of a layer's inputs and outputs, summed over positions: the small matrices that all else is made of."""
+"""Products of a layer's inputs and outputs, added up over positions: the small matrices that all else is made of."""
 
-from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from ldnq import graph
+from ldnq.correlations import Correlations, Geometry
+
+# Entries held at once, 4 MiB in float32: a cache can hold them, and sums of so few products are exact enough.
+MAX_ENTRIES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Strips:
-    """Inputs X and outputs Y of a layer row by row, so that windows which overlap share their products.
+class Products:
+    """Sums in float64, over the positions of what is added, of a layer's unfolded inputs X (groups, d, positions) and
+    outputs Y (groups, out/groups, positions): `cross` Y Xᵀ, `total` X 1, `target_total` Y 1, `energy` ‖Y‖².
 
-    `inputs` is (groups, c·kw, rows of the input, length), unfolded along the rows only; row i of the `window` (kh, kw)
-    of output row t is input row `t + i·pitch`. `outputs` is (groups, out/groups, rows of the output, length).
+    Products of a slice are float32, or float64 of a layer with one position a sample: values pooled over an image may
+    differ by a hundredth from one to the next, which float32 would lose in their squares.
     """
 
-    inputs: Tensor
-    outputs: Tensor
-    window: tuple[int, int]
-    pitch: int
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.groups = getattr(layer, "groups", 1)
+        self.rows, self.d = layer.weight.shape[0] // self.groups, layer.weight[0].numel()
+        self._columns: Tensor | None = None
+        self._correlations: dict[Geometry, Correlations] = {}
+        self.cross, self.total = self._zeros(self.rows, self.d), self._zeros(self.d, 1)
+        self.target_total = self._zeros(self.rows, 1)
+        self.energy, self.positions = 0.0, 0
 
-    @classmethod
-    def of(cls, layer: nn.Module, teacher_layer: nn.Module, x: Tensor, y: Tensor) -> "Strips":
-        """From the input `x` of `layer` and the output `y` of `teacher_layer`, whose bias is taken off; float32, or
-        float64 of one position a sample."""
-        # Values pooled over an image may differ by a hundredth from one to the next, which float32 would lose in their
-        # squares; and these are few.
-        dtype = torch.float64 if y[0].numel() == layer.weight.shape[0] else torch.float32
-        outputs = graph.outputs_as_matrix(teacher_layer, y).to(dtype)
-        if isinstance(layer, nn.Conv2d) and layer.stride[0] == 1 and layer.kernel_size[0] > 1:
-            by_rows = outputs.unflatten(2, (-1, *y.shape[-2:])).transpose(2, 3).flatten(3)
-            return cls(graph.unfold_rows(layer, x).to(dtype), by_rows, layer.kernel_size, layer.dilation[0])
-        # Windows hardly overlap: whole columns, as if they were the one row of a single input.
-        return cls(graph.unfold(layer, x).to(dtype).unsqueeze(2), outputs.unsqueeze(2), (1, 1), 1)
+    def _zeros(self, *size: int) -> Tensor:
+        return torch.zeros(self.groups, *size, dtype=torch.float64, device=self.layer.weight.device)
 
-    @property
-    def positions(self) -> int:
-        """How many columns X and Y have."""
-        return self.outputs.shape[2] * self.outputs.shape[3]
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Inputs `x` of the layer and outputs `y` without a bias, as the layer has them."""
+        layer = self.layer
+        if isinstance(layer, nn.Conv2d):
+            x, y = graph.pad(layer, x), graph.with_samples(y)
+        positions = y[0].numel() // (self.rows * self.groups)
+        geometry = Geometry.of(layer, x.shape[2:], y.shape[2:]) if isinstance(layer, nn.Conv2d) else None
+        entries = x[0].numel() if geometry else self.d * self.groups * positions
+        # Products of fewer positions than a Gram matrix has rows would take longer to add up than to multiply.
+        step = max(1, MAX_ENTRIES // entries, self.d // positions)
+        dtype = torch.float64 if positions == 1 else torch.float32
+        self.positions += positions * len(y)
+        for inputs, outputs in zip(x.split(step), y.split(step)):
+            self._add(inputs.to(dtype), outputs.to(dtype), geometry)
 
     def gram(self) -> Tensor:
-        """X Xᵀ (groups, d, d). Of two rows of the window only the distance matters, but for the borders: one product
-        for each distance, less the rows above and below that this pair does not meet."""
-        height, reach, end = self.window[0], self.outputs.shape[2], self.inputs.shape[2]
-        blocks = [[None] * height for _ in range(height)]
-        for distance in range(height):
-            shift = distance * self.pitch
-            everywhere = self._product(0, end - shift, shift)
-            for i in range(height - distance):
-                top = i * self.pitch
-                block = everywhere - self._product(0, top, shift) - self._product(top + reach, end - shift, shift)
-                blocks[i][i + distance], blocks[i + distance][i] = block, block.mT
-        # (groups, i, c·kw, j, c·kw), one side after the other.
-        found = self._in_order(torch.stack([torch.stack(row, 2) for row in blocks], 1))
-        return self._in_order(found.permute(0, 3, 1, 2))
+        """X Xᵀ (groups, d, d)."""
+        parts = [found.gram() for found in self._correlations.values()]
+        return sum(parts if self._columns is None else [*parts, self._columns], start=torch.zeros(()))
 
-    def cross(self) -> Tensor:
-        """Y Xᵀ (groups, out/groups, d)."""
-        outputs = self.outputs.flatten(2)
-        return self._in_order(torch.stack([outputs @ rows.flatten(2).mT for rows in self._windows(self.inputs)], 2))
+    def _add(self, x: Tensor, y: Tensor, geometry: Geometry | None) -> None:
+        if isinstance(self.layer, nn.Conv2d):
+            x, y = (images.contiguous(memory_format=torch.channels_last) for images in (x, y))
+            self._add_cross(self.layer, x, y)
+        self.energy += float(torch.linalg.vector_norm(y, dtype=torch.float64)) ** 2
+        if geometry is not None:
+            self._correlations.setdefault(geometry, Correlations(geometry, self.groups)).add(x)
+            return
+        columns = graph.unfold_padded(self.layer, x)
+        gram = columns @ columns.mT
+        self._columns = gram.double() if self._columns is None else self._columns + gram
+        if isinstance(self.layer, nn.Linear):
+            targets = graph.as_matrix(self.layer, y)
+            self.cross += targets @ columns.mT
+            self.total += columns.sum(2, keepdim=True)
+            self.target_total += targets.sum(2, keepdim=True)
 
-    def total(self) -> Tensor:
-        """The sum of X over positions, (groups, d, 1)."""
-        sums = [rows.sum(2) for rows in self._windows(self.inputs.sum(3))]
-        return self._in_order(torch.stack(sums, 1)).unsqueeze(2)
+    def _add_cross(self, layer: nn.Conv2d, x: Tensor, y: Tensor) -> None:
+        # What the chain rule would give the weight, were Y the gradient of the outputs.
+        cross = torch.nn.grad.conv2d_weight(x, layer.weight.shape, y, layer.stride, 0, layer.dilation, layer.groups)
+        self.cross += cross.reshape(self.cross.shape)
+        # Products with ones are faster than sums.
+        image = (x.new_ones(len(x)) @ x.permute(0, 2, 3, 1).flatten(1)).view(*x.shape[2:], -1).permute(2, 0, 1)
+        self.total += _sums(layer, image, y.shape[2:]).view_as(self.total)
+        targets = y.permute(0, 2, 3, 1).flatten(0, 2)
+        self.target_total += (y.new_ones(len(targets)) @ targets).view_as(self.target_total)
 
-    def _windows(self, rows: Tensor) -> list[Tensor]:
-        """Of input `rows` (groups, c·kw, rows of the input, …) those that each row of the window meets."""
-        tops = range(0, self.window[0] * self.pitch, self.pitch)
-        return [rows[:, :, top : top + self.outputs.shape[2]] for top in tops]
 
-    def _product(self, start: int, stop: int, shift: int) -> Tensor:
-        """Of the input rows from `start` to `stop` with those `shift` below them, (groups, c·kw, c·kw)."""
-        rows, below = (self.inputs[:, :, start + s : stop + s].flatten(2) for s in (0, shift))
-        return rows @ below.mT
-
-    def _in_order(self, blocks: Tensor) -> Tensor:
-        """The last two axes, (kh, c·kw), as one in the weight's order (c, kh, kw)."""
-        return blocks.unflatten(-1, (-1, self.window[1])).transpose(-3, -2).flatten(-3)
+def _sums(layer: nn.Conv2d, image: Tensor, size: torch.Size) -> Tensor:
+    """What each place of the window meets of an `image` (channels, h, w), in sum over `size` positions: (channels,
+    kh·kw)."""
+    met = []
+    for place in product(*map(range, layer.kernel_size)):
+        starts = (index * step for index, step in zip(place, layer.dilation))
+        rows, columns = (
+            slice(start, start + step * count, step) for start, step, count in zip(starts, layer.stride, size)
+        )
+        met.append(image[:, rows, columns].sum((1, 2)))
+    return torch.stack(met, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldnq import moments
+from ldnq import moments, products
 from ldnq.errors import NetworkError
 from ldnq.graph import find_layers, run_to
 from ldnq.problem import least_squares
@@ -31,7 +31,7 @@ def _gather(student, teacher, layer, batches, shift=0.0):
 @pytest.mark.parametrize("groups", [1, 2, 4], ids=["dense", "grouped", "depthwise"])
 @pytest.mark.parametrize("max_entries", [1, 1 << 26], ids=["a sample at a time", "whole batches"])
 def test_moments_are_those_of_all_positions_at_once(groups, max_entries, monkeypatch):
-    monkeypatch.setattr(moments, "MAX_ENTRIES", max_entries)
+    monkeypatch.setattr(products, "MAX_ENTRIES", max_entries)
     student, teacher = _pair(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=groups))
     x = torch.randn(10, 3, 7, 7)
     layer = find_layers(student, x[:1])[0][1]

@@ -1,11 +1,12 @@
-"""Products of rows against those of unfolded columns in float64."""
+"""Products by correlations and by unfolding, against those of unfolded columns in float64."""
 
 import pytest
 import torch
 from torch import nn
 
 from ldnq import graph
-from ldnq.products import Strips
+from ldnq.correlations import Geometry
+from ldnq.products import Products
 
 LAYERS = {
     "3x3": nn.Conv2d(4, 6, 3, padding=1),
@@ -26,39 +27,71 @@ LAYERS = {
 }
 
 
+def columns(layer, x, y):
+    """X and Y in float64, from their definition."""
+    return graph.unfold(layer, x).double(), graph.as_matrix(layer, graph.without_bias(layer, y)).double()
+
+
+def products(layer, *batches):
+    found = Products(layer)
+    for x in batches:
+        found.add(x, graph.without_bias(layer, layer(x)))
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @torch.no_grad()
 def test_products_are_those_of_unfolded_columns(layer):
-    x = torch.randn(5, 4, 7, 8)
-    y = layer(x)
-    X, Y = graph.unfold(layer, x).double(), graph.outputs_as_matrix(layer, y).double()
-    strips = Strips.of(layer, layer, x, y)
-    for found, expected in (
-        (strips.gram(), X @ X.mT),
-        (strips.cross(), Y @ X.mT),
-        (strips.total(), X.sum(2, keepdim=True)),
-        (strips.outputs.sum((2, 3)).unsqueeze(2), Y.sum(2, keepdim=True)),
+    batches = torch.randn(5, 4, 7, 8), torch.randn(2, 4, 9, 7)
+    found = products(layer, *batches)
+    X, Y = (torch.cat(parts, 2) for parts in zip(*(columns(layer, x, layer(x)) for x in batches)))
+    for ours, theirs in (
+        (found.gram(), X @ X.mT),
+        (found.cross, Y @ X.mT),
+        (found.total, X.sum(2, keepdim=True)),
+        (found.target_total, Y.sum(2, keepdim=True)),
     ):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
-    assert strips.positions == X.shape[2]
+        assert ours.dtype == torch.float64
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+    assert found.energy == pytest.approx(float(Y.square().sum()), rel=1e-5)
+    assert found.positions == X.shape[2]
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @torch.no_grad()
-def test_products_are_exact_to_single_precision():
-    layer = nn.Conv2d(16, 16, 3, padding=1, bias=False)
-    x = torch.randn(40, 16, 32, 32).relu()
-    X = graph.unfold(layer, x).double()
-    found = Strips.of(layer, layer, x, layer(x)).gram().double()
-    assert float((found - X @ X.mT).norm() / (X @ X.mT).norm()) < 1e-6
+def test_products_are_exact_to_single_precision(stride):
+    layer = nn.Conv2d(16, 16, 3, stride, padding=1, bias=False)
+    x = torch.randn(300, 16, 32, 32).relu()
+    X, Y = columns(layer, x, layer(x))
+    found = products(layer, x)
+    for ours, theirs in ((found.gram(), X @ X.mT), (found.cross, Y @ X.mT)):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
 
 
 @torch.no_grad()
 def test_a_linear_layer_has_one_column_for_each_sample():
     layer = nn.Linear(4, 6)
     x = torch.randn(5, 2, 4)
-    strips = Strips.of(layer, layer, x, layer(x))
-    rows = x.reshape(-1, 4)
-    torch.testing.assert_close(strips.gram()[0], rows.T @ rows)
-    torch.testing.assert_close(strips.cross()[0], (rows @ layer.weight.T).T @ rows)
-    assert strips.positions == 10
+    found = products(layer, x)
+    rows = x.reshape(-1, 4).double()
+    torch.testing.assert_close(found.gram()[0], rows.T @ rows, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.cross[0], (rows @ layer.weight.T.double()).T @ rows, rtol=1e-5, atol=1e-5)
+    assert found.positions == 10
+
+
+def geometry(layer, size, outputs):
+    return Geometry.of(layer, torch.Size(size), torch.Size(outputs))
+
+
+def test_windows_of_three_take_thirteen_products_and_a_few_of_lines():
+    found = geometry(nn.Conv2d(4, 4, 3, padding=1), (58, 58), (56, 56))
+    everywhere = [part for part in found.parts if part.row is None and part.column is None]
+    assert len(everywhere) == 13
+    assert sum(map(found.positions, found.parts)) < 14 * 58**2
+
+
+def test_where_lines_are_as_many_as_places_windows_are_unfolded():
+    assert geometry(nn.Conv2d(4, 4, 3), (3, 3), (1, 1)) is None
+    assert geometry(nn.Conv2d(4, 4, 1), (8, 8), (8, 8)) is None
+    assert geometry(nn.Conv2d(4, 4, 3, stride=2), (9, 9), (4, 4)) is None
