@@ -1,6 +1,5 @@
 """Second moments of a layer's inputs and targets, gathered batch by batch."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -85,7 +84,7 @@ def gather_moments(
         with torch.autocast(inputs.device.type, enabled=False):
             sums.add(inputs, graph.without_bias(teacher, outputs))
     gram = sums.gram()
-    if not finite(gram, sums.cross) or not math.isfinite(sums.energy):
+    if not finite(gram, sums.cross) or not sums.energy / sums.positions < torch.finfo(torch.float32).max:
         raise unusable(f"layer {layer.name}")
     gram, total, cross, target_total = (
         entry / sums.positions for entry in (gram, sums.total, sums.cross, sums.target_total)

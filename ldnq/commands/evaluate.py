@@ -36,12 +36,14 @@ def evaluate_command(
     """
     if checkpoint_or_model is None:
         options.require_model(values["model"])
-        if bits or kbits:
+        if options.typed(["bits", "kbits"]):
             raise click.UsageError("expected a MODEL.h5 with --bits or --kbits, got a float network")
     elif options.typed(["checkpoint", "num_classes"]):
         raise click.UsageError(
             f"{checkpoint_or_model} brings its own weights: leave out --checkpoint and --num-classes"
         )
+    # Those in the configuration of a run are what it was asked for.
+    asked = {name: some for name, some in (("bits", bits), ("kbits", kbits)) if some and options.typed([name])}
     config = RunConfig.from_options({"model": "", **{k: v for k, v in values.items() if v is not None}})
     with console.progress():
         from ldnq.measurement import evaluate_checkpoint, evaluate_network
@@ -49,7 +51,7 @@ def evaluate_command(
         if checkpoint_or_model is None:
             metrics = evaluate_network(config)
         else:
-            metrics = evaluate_checkpoint(checkpoint_or_model, config, bits or (), kbits or ())
+            metrics = evaluate_checkpoint(checkpoint_or_model, config, **asked)
     if as_json:
         click.echo(json.dumps(metrics))
     elif "at" in metrics:

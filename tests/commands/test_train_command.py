@@ -150,7 +150,7 @@ def test_images_held_out_are_no_part_of_the_card(ldnq, options, workdir, trained
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--schedule", "step", "--milestones", "1,x"], "Invalid value for '--milestones': expected comma-separated"),
+        (["--schedule", "step", "--milestones", "1,x"], "Invalid value for '--milestones': 'x' is not a valid float"),
         (["--patience", 3], "expected --patience with --schedule plateau, got schedule one-cycle"),
         (["--temperature", 3], "expected --teacher FILE with --temperature, got no teacher"),
         (["--teacher-model", "resnet20"], "expected --teacher FILE with --teacher-model, got no weights"),
