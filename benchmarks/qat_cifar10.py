@@ -16,6 +16,7 @@ from typing import Any
 import click
 import matplotlib
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 from rows import FIGURES, Kept, publish
 
 from ldnq import api, curves
@@ -142,6 +143,7 @@ def plot(kept: Kept, model: str, path: Path) -> None:
         for run in runs:
             axes.plot(range(1, len(run[which]) + 1), run[which], label=run["row"])
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(f"{which}, top-1 in %", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     both[1].legend(frameon=False, fontsize=8, loc="lower right")
