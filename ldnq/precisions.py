@@ -56,6 +56,12 @@ class Precisions:
         """Of weights of this width, which are not floats."""
         return Codebook.uniform(width) if self.unit == "bits" else Codebook.power_of_two(width)
 
+    def nearest(self, levels: Tensor) -> Tensor:
+        """Codes (uint8) of the stored width of weights in units of their scale."""
+        if self.unit == "bits":  # odd integers, which need no search
+            return ((levels + (2**self.stored - 1)) / 2).round().to(torch.uint8)
+        return self.codebook(self.stored).nearest(levels)
+
     def narrowed(self, codes: Tensor, width: int) -> Tensor:
         """Codes (uint8) of `width` from those stored."""
         if width == self.stored:

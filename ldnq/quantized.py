@@ -17,7 +17,7 @@ from ldnq.grid import Grid
 from ldnq.nesting import Nest
 from ldnq.precisions import Precisions
 from ldnq.preprocessing import Preprocessing
-from ldnq.switching import NestedLayer, set_width, without_widths
+from ldnq.switching import NestedLayer, Switched, switched, without_widths
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class QuantizedModel:
     grids: Mapping[str, Grid] = field(default_factory=dict)
     inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     precisions: Precisions | None = None
+    _switched: list[Switched] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
@@ -186,7 +187,11 @@ class QuantizedModel:
     def _switch(self, width: int, unit: str) -> None:
         if self.precisions is None:
             raise UsageError("expected a network of several widths, as method any-precision leaves, found one of one")
-        set_width(self.module, self.precisions.check(width, unit))
+        self.precisions.check(width, unit)
+        # Looking for them takes longer than switching them.
+        self._switched = self._switched or switched(self.module)
+        for part in self._switched:
+            part.switch(width)
 
     @property
     def rounds_activations(self) -> bool:

@@ -25,11 +25,15 @@ class Switched:
         self.width = width
 
 
+def switched(module: nn.Module) -> list[Switched]:
+    """Every part of `module` that has a width."""
+    return [part for part in module.modules() if isinstance(part, Switched)]
+
+
 def set_width(module: nn.Module, width: int) -> None:
     """Switch every part of `module` that has a width."""
-    for part in module.modules():
-        if isinstance(part, Switched):
-            part.switch(width)
+    for part in switched(module):
+        part.switch(width)
 
 
 class SwitchedNorm(Switched, nn.ModuleDict):
@@ -146,7 +150,7 @@ class NestedLayer(Switched):
         else:
             scale = self.scale(precisions.stored)
             levels = weight / _by_channel(torch.where(scale > 0, scale, 1.0), weight)
-            stored = precisions.codebook(precisions.stored).nearest(levels)
+            stored = precisions.nearest(levels)
         return precisions.narrowed(stored, self.width)
 
 
