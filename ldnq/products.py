@@ -5,7 +5,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from ldnq import graph
+from ldnq import graph, runtime
 from ldnq.correlations import Correlations, Geometry
 
 # Entries held at once, 4 MiB in float32: a cache can hold them, and sums of so few products are exact enough.
@@ -72,7 +72,8 @@ class Products:
 
     def _add_cross(self, layer: nn.Conv2d, x: Tensor, y: Tensor) -> None:
         # What the chain rule would give the weight, were Y the gradient of the outputs.
-        cross = torch.nn.grad.conv2d_weight(x, layer.weight.shape, y, layer.stride, 0, layer.dilation, layer.groups)
+        with runtime.exact():
+            cross = torch.nn.grad.conv2d_weight(x, layer.weight.shape, y, layer.stride, 0, layer.dilation, layer.groups)
         self.cross += cross.reshape(self.cross.shape)
         # Products with ones are faster than sums.
         image = (x.new_ones(len(x)) @ x.permute(0, 2, 3, 1).flatten(1)).view(*x.shape[2:], -1).permute(2, 0, 1)

@@ -70,6 +70,14 @@ def deterministic(wanted: bool) -> Iterator[None]:
             del os.environ[CUBLAS]
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Within the block convolutions of float32 are computed in float32, also on GPUs whose tensor cores would round."""
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        yield
+
+
 def mixes_in_training(device: str, options: RuntimeConfig) -> bool:
     """Whether gradient steps on a kind of `device` run in bfloat16: by request, or where it is fast."""
     return options.precision == "bf16" or (options.precision == "auto" and _has_bf16(device))
