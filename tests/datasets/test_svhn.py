@@ -1,9 +1,9 @@
 """SVHN files of any number of images are read as torchvision reads the published ones, others are refused."""
 
 import hashlib
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -145,25 +145,20 @@ def test_a_file_of_something_else_is_named_with_what_it_holds(tmp_path, change, 
     assert "\n" not in str(error.value)
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def published(root, monkeypatch):
     """The three files of `root`, served as if they were the published ones; the digest of "extra" is another's."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=root)) as server:
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", root]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        port = re.search(r"port (\d+)", server.stdout.readline())[1]
         entries = {}
         for part in LABELS:
             name = f"{part}_32x32.mat"
             digest = hashlib.md5((root / name).read_bytes(), usedforsecurity=False).hexdigest()
-            address = f"http://127.0.0.1:{server.server_port}/{name}"
-            entries[part] = [address, name, digest if part != "extra" else "0" * 32]
+            entries[part] = [f"http://127.0.0.1:{port}/{name}", name, digest if part != "extra" else "0" * 32]
         monkeypatch.setattr(SVHN, "split_list", entries)
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         yield
-        server.shutdown()
+        server.terminate()
 
 
 def test_a_download_fetches_what_is_missing_and_leaves_what_is_there(published, tmp_path):
