@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldnq.codebook import Codebook
+from ldnq.codebook import Bounds, Codebook
 from ldnq.quantized import QuantizedWeight
 from ldnq.quantizers.power_of_two import Rounding
 
@@ -35,3 +35,15 @@ def test_latent_values_start_near_the_float_weight_in_the_cell_of_their_code():
     start = _rounding().start(codes, weight)
     torch.testing.assert_close(start, torch.tensor([0.2 * 0.9, -0.5 * 0.9, 1.0, 1 + 0.4 * 0.9, 2 - 0.4 * 0.9, -2.0]))
     assert torch.equal(_rounding().codes(start), codes)
+
+
+def test_codes_stay_within_bounds_and_latent_values_in_their_cells():
+    bounds = Bounds(torch.tensor([2, 2, 3, 0], dtype=torch.uint8), torch.tensor([2, 4, 4, 4], dtype=torch.uint8))
+    weight = QuantizedWeight(torch.tensor([2, 3, 3, 0], dtype=torch.uint8), torch.tensor([2.0]), FIVE)
+    rounding = Rounding(weight, torch.zeros(4), bounds)
+    latent = torch.tensor([1.9, -1.0, 0.1, -7.0])
+    assert rounding.codes(latent).tolist() == [2, 2, 3, 0]
+    assert rounding(latent).tolist() == pytest.approx([0.0, 0.0, 2.0, -4.0])
+    rounding.clamp(latent)
+    assert latent.tolist() == pytest.approx([0.5, -0.5, 0.5, -2.0])
+    assert rounding.codes(latent).tolist() == [2, 2, 3, 0]

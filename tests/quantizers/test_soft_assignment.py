@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldnq.codebook import Codebook
+from ldnq.codebook import Bounds, Codebook
 from ldnq.quantized import QuantizedWeight
 from ldnq.quantizers.soft_assignment import SoftAssignment
 
@@ -40,3 +40,13 @@ def test_gradients_reach_latent_values_and_scale():
     assignment(latent).sum().backward()
     assert bool((latent.grad > 0).all())
     assert assignment.log_scale.grad.item() == pytest.approx(2 * 1.9, rel=1e-5)
+
+
+def test_both_levels_of_a_pair_are_within_bounds():
+    codes, weight = torch.tensor([2, 3, 3], dtype=torch.uint8), torch.tensor([0.9, 1.8, 1.2])
+    bounds = Bounds(torch.tensor([2, 2, 3], dtype=torch.uint8), torch.tensor([2, 3, 4], dtype=torch.uint8))
+    assignment = SoftAssignment(QuantizedWeight(codes, torch.tensor([1.0]), FIVE), weight, bounds)
+    assert bool(torch.isfinite(assignment.start(codes, weight)).all())
+    assert assignment(torch.full((3,), -9.0)).tolist() == [0.0, 0.0, 1.0]
+    assert assignment(torch.full((3,), 9.0)).tolist() == [0.0, 1.0, 2.0]
+    assert assignment.codes(torch.full((3,), 9.0)).tolist() == [2, 3, 4]
