@@ -20,7 +20,7 @@ def objective(
 
 def supervised(mode: str, widest: Tensor, wider: Tensor) -> Tensor | None:
     """What the next narrower width learns from, as constants: no outputs but labels ("hard"), those of the `widest`
-    ("soft") or of the next `wider` ("recursive") (Yu et al., arXiv 1911.07346, section 3.3)."""
+    ("soft") or of the next `wider` ("recursive") (Yu et al., arXiv 1911.07346)."""
     return {"hard": None, "soft": widest.detach(), "recursive": wider.detach()}[mode]
 
 

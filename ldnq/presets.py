@@ -15,6 +15,7 @@ from ldnq.stages.cascade import Cascade
 from ldnq.stages.distillation import Distillation
 from ldnq.stages.layerwise import Layerwise
 from ldnq.stages.training import QuantizedTraining
+from ldnq.stages.widths import WidthCalibration
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Preset:
     defaults: Mapping[str, Any]
 
 
-# In the order in which they are run, the cascade within the layer-wise stage; the last one by itself.
+# In the order in which they are run, the cascade within the layer-wise stage; the last two by themselves.
 STAGES: tuple[type[Stage], ...] = (
     Layerwise,
     Cascade,
@@ -37,6 +38,7 @@ STAGES: tuple[type[Stage], ...] = (
     Distillation,
     ActivationRanges,
     QuantizedTraining,
+    WidthCalibration,
 )
 
 # With asymmetric targets.

@@ -150,7 +150,7 @@ class Trainer:
 
     def _gradients(self, forward: Callable[[Tensor], Tensor], batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add up those of one pass, or of one at every width, the widest first; returns the loss, in sum, and the first
-        outputs. A pass has given back its memory before the next begins (Yu et al., arXiv 1911.07346, Algorithm 1)."""
+        outputs. A pass has given back its memory before the next begins (Yu et al., arXiv 1911.07346)."""
         total, first, targets = torch.zeros((), device=batch.device), None, None
         for width in sorted(self.widths, reverse=True) or [0]:
             set_width(self.module, width)

@@ -14,7 +14,7 @@ from ldnq.switching import NestedLayer, SwitchedNorm, set_width
 
 @dataclass(frozen=True)
 class WidthCalibration:
-    """More widths for a network of several (Yu et al., arXiv 1911.07346, section 3.4): `bits`, whose batch norms have
+    """More widths for a network of several (Yu et al., arXiv 1911.07346): `bits`, whose batch norms have
     factors between those of their trained neighbours, and the statistics of the calibration images."""
 
     bits: tuple[int, ...]
