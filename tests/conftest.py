@@ -1,3 +1,5 @@
+from urllib.request import install_opener
+
 import pytest
 import torch
 
@@ -15,3 +17,14 @@ def workdir(tmp_path, monkeypatch):
     """An empty current folder, away from the checkout."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A machine without a network: nothing listens at the address of its proxy, wherever the tests run."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    # The proxies of a process are those of its first download, unless that one is forgotten.
+    install_opener(None)
+    yield
+    install_opener(None)

@@ -33,12 +33,10 @@ constant = 3
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch) -> Path:
+def elsewhere(tmp_path, offline, monkeypatch) -> Path:
     """A fresh current folder, no network, and nothing downloaded before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
@@ -107,9 +105,7 @@ def test_without_weights_the_message_says_which_file_to_put_where(elsewhere):
     [("resnet18", "resnet18-f37072fd.pth"), ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth")],
     ids=["resnet18", "squeezenet1_1"],
 )
-def test_without_a_network_connection_the_message_names_the_file_to_fetch(elsewhere, model, file, monkeypatch):
-    # Nothing listens at this address, wherever the tests run.
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+def test_without_a_network_connection_the_message_names_the_file_to_fetch(elsewhere, model, file):
     with pytest.raises(CheckpointError) as error:
         load(NetworkConfig(model), datasets.get("imagenet"), 1000)
     message = str(error.value)

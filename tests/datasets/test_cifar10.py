@@ -79,9 +79,7 @@ def test_pickles_are_not_opened_before_their_checksum_is_right(tmp_path, name):
     assert trace.exists()
 
 
-def test_a_download_without_a_network_is_refused_in_one_line(tmp_path, monkeypatch):
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+def test_a_download_without_a_network_is_refused_in_one_line(tmp_path, offline):
     with pytest.raises(DataError, match="no CIFAR-10 in") as error:
         load(tmp_path, download=True)
     assert "\n" not in str(error.value)

@@ -157,6 +157,7 @@ def published(root, monkeypatch):
             digest = hashlib.md5((root / name).read_bytes(), usedforsecurity=False).hexdigest()
             entries[part] = [f"http://127.0.0.1:{port}/{name}", name, digest if part != "extra" else "0" * 32]
         monkeypatch.setattr(SVHN, "split_list", entries)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield
         server.terminate()
 

@@ -83,9 +83,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         find_family("timm/test_resnt")
 
 
-def test_without_a_network_connection_one_line_says_so(workdir, monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+def test_without_a_network_connection_one_line_says_so(workdir, offline):
     with pytest.raises(CheckpointError) as error:
         load_network(NetworkConfig("timm/test_resnet"), DataConfig(), IMAGENET, 1000)
     assert str(error.value).startswith("cannot download the weights of timm for test_resnet: give --checkpoint")
