@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations_with_replacement, product
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ from ldnq import graph
 
 # How many times fewer multiplications make up for smaller matrices.
 WORTHWHILE = 1.5
+# Copies that cut out columns take as long as products of so many channels with columns of zeros as wide as the image.
+COPIES = 20
 
 
 class Part(NamedTuple):
@@ -29,15 +31,11 @@ class Part(NamedTuple):
 @dataclass(frozen=True)
 class Geometry:
     """Where the `window` of a convolution of stride 1 goes: row i of it is `pitch[0]·i` below its first, and it begins
-    in the first `size` rows and columns of the padded images, of `full` rows and columns here. Only those `there` are
-    not zero; a shift of images that lie flat one behind the other, which goes past the end of a row or an image, meets
-    zeros alone.
-    """
+    in the first `size` rows and columns of the padded images. Only the rows and columns `there` are not zero."""
 
     window: tuple[int, int]
     pitch: tuple[int, int]
     size: tuple[int, int]
-    full: tuple[int, int]
     there: tuple[range, range]
 
     @classmethod
@@ -46,12 +44,10 @@ class Geometry:
         if layer.stride != (1, 1) or layer.kernel_size == (1, 1):
             return None
         left, right, top, bottom = graph.margins(layer) if layer.padding_mode == "zeros" else (0, 0, 0, 0)
-        ends = ((top, bottom), (left, right))
-        reach = [(count - 1) * step for count, step in zip(layer.kernel_size, layer.dilation)]
-        full = [count + max(0, far - sum(end)) for count, far, end in zip(padded, reach, ends)]
-        there = [range(start, count - stop) for count, (start, stop) in zip(padded, ends)]
-        geometry = cls(layer.kernel_size, layer.dilation, tuple(size), tuple(full), tuple(there))  # type: ignore
-        unfolded = len(geometry.places) ** 2 * size[0] * size[1]
+        there = range(top, padded[0] - bottom), range(left, padded[1] - right)
+        geometry = cls(layer.kernel_size, layer.dilation, tuple(size), there)  # type: ignore
+        count = len(geometry.places)
+        unfolded = count * (count + 1) // 2 * size[0] * size[1]
         return geometry if WORTHWHILE * sum(map(geometry.positions, geometry.parts)) < unfolded else None
 
     @cached_property
@@ -72,22 +68,41 @@ class Geometry:
         down, right = (b - a for a, b in zip(first, second))
         yield Part(down, right), 1
         rows, columns = (
-            [place for place in there if place + shift in there and not start <= place < start + count]
-            for there, shift, start, count in zip(self.there, (down, right), first, self.size)
+            [place for place in self._meeting(axis, shift) if not start <= place < start + count]
+            for axis, (shift, start, count) in enumerate(zip((down, right), first, self.size))
         )
         yield from ((Part(down, right, row), -1) for row in rows)
         yield from ((Part(down, right, None, column), -1) for column in columns)
         yield from ((Part(down, right, row, column), 1) for row, column in product(rows, columns))
 
+    def extent(self, part: Part) -> tuple[range, range]:
+        """The rows and columns of the first factors; the others are `down` and to the `right` of them."""
+        rows, columns = self._meeting(0, part.down), self._meeting(1, part.right)
+        return (
+            rows if part.row is None else range(part.row, part.row + 1),
+            columns if part.column is None else range(part.column, part.column + 1),
+        )
+
     def positions(self, part: Part) -> int:
         """How many of an image it takes."""
-        return (self.full[0] if part.row is None else 1) * (self.full[1] if part.column is None else 1)
+        rows, columns = self.extent(part)
+        return len(rows) * len(columns)
+
+    @property
+    def reach(self) -> int:
+        """Columns from the first to the last of the window."""
+        return (self.window[1] - 1) * self.pitch[1]
+
+    def _meeting(self, axis: int, shift: int) -> range:
+        """Rows or columns that are there and, shifted, still are."""
+        there = self.there[axis]
+        return range(max(there.start, there.start - shift), min(there.stop, there.stop - shift))
 
 
 class Correlations:
     """Sums of the products of images with themselves, shifted, in float64: (groups, c, c) for each part of `geometry`,
     which the Gram matrix of the windows is put together of. For windows of 3×3 that is 13 products of c×c and a few of
-    single rows and columns, where unfolded columns take 81."""
+    single rows and columns, where unfolded columns take 81, or 45 where each is made once."""
 
     def __init__(self, geometry: Geometry, groups: int) -> None:
         self.geometry = geometry
@@ -95,19 +110,29 @@ class Correlations:
         self.sums: dict[Part, Tensor] = {}
 
     def add(self, x: Tensor) -> None:
-        """Padded images (n, channels, h, w), best in channels-last memory, where nothing has to be copied."""
-        below, beside = (count - found for count, found in zip(self.geometry.full, x.shape[2:]))
-        images = F.pad(x, (0, beside, 0, below)) if below or beside else x
-        # (n, height, width, groups, c), and one image behind the other (groups, places, c).
-        images = images.permute(0, 2, 3, 1).unflatten(3, (self.groups, -1))
-        flat = images.flatten(0, 2).movedim(1, 0)
-        for part in self.geometry.parts:
-            if part.row is None and part.column is None:
-                shift = part.down * self.geometry.full[1] + part.right
-                found = flat[:, : flat.shape[1] - shift].mT @ flat[:, shift:]
+        """Padded images (n, channels, h, w), best in channels-last memory."""
+        geometry = self.geometry
+        # (h, n, w, groups, c): the rows of all images next to each other, so that a shift by rows loses no place.
+        images = x.permute(2, 0, 3, 1).unflatten(3, (self.groups, -1))
+        width, zeros = images.shape[2], images.shape[2] - len(geometry.there[1])
+        shared = geometry.reach * images.shape[4] < COPIES * width
+        if shared:
+            images = F.pad(images, (0, 0, 0, 0, 0, max(0, geometry.reach - zeros))).contiguous()
+        pieces = cache(lambda start, count: images.narrow(2, start, count).contiguous())
+        for part in geometry.parts:
+            rows, columns = geometry.extent(part)
+            below = range(rows.start + part.down, rows.stop + part.down)
+            if shared and part.column is None:
+                here, there = _flat(images, rows), _flat(images, below)
+                # Over the end of a row a shift meets zeros alone.
+                here, there = _shifted(here, -part.right), _shifted(there, part.right)
             else:
-                found = self._line(images, part)
-            self.sums[part] = self.sums[part] + found if part in self.sums else found.double()
+                here, there = (
+                    _flat(pieces(start, len(columns)), lines)
+                    for start, lines in ((columns.start, rows), (columns.start + part.right, below))
+                )
+            found = here.mT @ there
+            self.sums[part] = self.sums[part].add_(found) if part in self.sums else found.double()
 
     def gram(self) -> Tensor:
         """X Xᵀ (groups, d, d) of the unfolded images X."""
@@ -123,15 +148,12 @@ class Correlations:
         # (groups, place, place, c, c) to (groups, c, place, c, place)
         return blocks.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
 
-    def _line(self, images: Tensor, part: Part) -> Tensor:
-        here = there = images
-        for axis, place, shift, known in zip(
-            (1, 2), (part.row, part.column), (part.down, part.right), self.geometry.there
-        ):
-            if place is not None:
-                here, there = here.narrow(axis, place, 1), there.narrow(axis, place + shift, 1)
-            else:
-                start, count = max(known.start, known.start - shift), len(known) - abs(shift)
-                here, there = here.narrow(axis, start, count), there.narrow(axis, start + shift, count)
-        here, there = (images.flatten(0, 2).movedim(1, 0) for images in (here, there))
-        return here.mT @ there
+
+def _flat(images: Tensor, rows: range) -> Tensor:
+    """Those rows of (h, n, w, groups, c) as (groups, places, c)."""
+    return images[rows.start : rows.stop].flatten(0, 2).movedim(1, 0)
+
+
+def _shifted(places: Tensor, shift: int) -> Tensor:
+    """(groups, places, c) without the first `shift` places, or without the last where it is negative."""
+    return places[:, shift:] if shift >= 0 else places[:, :shift]

@@ -147,14 +147,9 @@ def unfold(layer: nn.Module, x: Tensor) -> Tensor:
 
     `x` is (n, cin, h, w) for a convolution, (…, in) for a linear layer.
     """
-    return unfold_padded(layer, pad(layer, x) if isinstance(layer, nn.Conv2d) else x)
-
-
-def unfold_padded(layer: nn.Module, x: Tensor) -> Tensor:
-    """`unfold` of images that have the layer's padding around them."""
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, layer.in_features).mT
-    columns = F.unfold(x, layer.kernel_size, layer.dilation, stride=layer.stride)
+    columns = F.unfold(pad(layer, x), layer.kernel_size, layer.dilation, stride=layer.stride)
     n, _, positions = columns.shape
     return columns.view(n, layer.groups, -1, positions).permute(1, 2, 0, 3).reshape(layer.groups, -1, n * positions)
 

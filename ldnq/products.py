@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ldnq import graph, runtime
 from ldnq.correlations import Correlations, Geometry
+from ldnq.unfolded import Unfolded
 
 # Entries held at once, 4 MiB in float32: a cache can hold them, and sums of so few products are exact enough.
 MAX_ENTRIES = 1 << 20
@@ -24,11 +25,10 @@ class Products:
         self.layer = layer
         self.groups = getattr(layer, "groups", 1)
         self.rows, self.d = layer.weight.shape[0] // self.groups, layer.weight[0].numel()
-        self._columns: Tensor | None = None
-        self._correlations: dict[Geometry, Correlations] = {}
+        self._grams: dict[Geometry | None, Correlations | Unfolded] = {}
         self.cross, self.total = self._zeros(self.rows, self.d), self._zeros(self.d, 1)
         self.target_total = self._zeros(self.rows, 1)
-        self.energy, self.positions = 0.0, 0
+        self._energy, self.positions = self.target_total.new_zeros(()), 0
 
     def _zeros(self, *size: int) -> Tensor:
         return torch.zeros(self.groups, *size, dtype=torch.float64, device=self.layer.weight.device)
@@ -50,25 +50,27 @@ class Products:
 
     def gram(self) -> Tensor:
         """X Xᵀ (groups, d, d)."""
-        parts = [found.gram() for found in self._correlations.values()]
-        return sum(parts if self._columns is None else [*parts, self._columns], start=torch.zeros(()))
+        first, *others = (found.gram() for found in self._grams.values())
+        return sum(others, start=first)
+
+    @property
+    def energy(self) -> float:
+        """‖Y‖²."""
+        return float(self._energy)
 
     def _add(self, x: Tensor, y: Tensor, geometry: Geometry | None) -> None:
         if isinstance(self.layer, nn.Conv2d):
             x, y = (images.contiguous(memory_format=torch.channels_last) for images in (x, y))
             self._add_cross(self.layer, x, y)
-        self.energy += float(torch.linalg.vector_norm(y, dtype=torch.float64)) ** 2
-        if geometry is not None:
-            self._correlations.setdefault(geometry, Correlations(geometry, self.groups)).add(x)
-            return
-        columns = graph.unfold_padded(self.layer, x)
-        gram = columns @ columns.mT
-        self._columns = gram.double() if self._columns is None else self._columns + gram
-        if isinstance(self.layer, nn.Linear):
-            targets = graph.as_matrix(self.layer, y)
-            self.cross += targets @ columns.mT
-            self.total += columns.sum(2, keepdim=True)
+        else:
+            samples, targets = x.reshape(1, -1, self.d), graph.as_matrix(self.layer, y)
+            self.cross += targets @ samples
+            self.total += samples.sum(1).unsqueeze(2)
             self.target_total += targets.sum(2, keepdim=True)
+        self._energy += torch.linalg.vector_norm(y, dtype=torch.float64) ** 2
+        if geometry not in self._grams:
+            self._grams[geometry] = Correlations(geometry, self.groups) if geometry else Unfolded(self.layer)
+        self._grams[geometry].add(x)
 
     def _add_cross(self, layer: nn.Conv2d, x: Tensor, y: Tensor) -> None:
         # What the chain rule would give the weight, were Y the gradient of the outputs.
