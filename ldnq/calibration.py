@@ -131,8 +131,9 @@ class CalibrationImages:
     """The images themselves, in memory: what stages learn from.
 
     `images` (n, …) in any units, `normalize` takes a batch on `device` to the network's units, `augmentation` makes
-    random views of a batch before that. `batch_size` bounds the memory of passes that do not train. Nothing learns from
-    the images `held_out`, if there are any: what was learned is judged by them.
+    random views of a batch before that. `batch_size` bounds the memory of passes that do not train, `max_memory`, in
+    GiB, that of all, as far as files can take what memory has no room for. Nothing learns from the images `held_out`,
+    if there are any: what was learned is judged by them.
     """
 
     images: Tensor
@@ -141,6 +142,7 @@ class CalibrationImages:
     batch_size: int
     device: torch.device
     held_out: "CalibrationImages | None" = None
+    max_memory: float | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -103,7 +103,8 @@ class RecipeConfig:
 
     `kbits` is the number of levels of every layer, or "auto" for those that suit each best among all whose weights have
     `target_bits` on average; `kbits_for` are those of layers whose names match a glob, the last one of several. With
-    method "any-precision" `kbits` are several numbers, ascending, that one network runs at.
+    method "any-precision" `kbits` are several numbers, ascending, that one network runs at. Of a layer with many more
+    positions than `gram_samples` the moments take some of the images alone; 0 is no limit.
     """
 
     preset: str = "balanced"
@@ -118,6 +119,7 @@ class RecipeConfig:
     keep_first_last: bool = False
     training: bool = True
     views: int | None = None
+    gram_samples: int = 400_000
     cascade_epochs: int | None = None
     cascade_lr: float | None = None
     block_steps: int | None = None
@@ -129,7 +131,7 @@ class RecipeConfig:
         object.__setattr__(self, "skip", tuple(self.skip))
         if self.method not in METHODS:
             raise UsageError(f"expected a method of {', '.join(METHODS)}, got {self.method!r}")
-        for name in ("views", "cascade_epochs", "block_steps", "distillation_steps"):
+        for name in ("views", "gram_samples", "cascade_epochs", "block_steps", "distillation_steps"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise UsageError(f"expected no negative {name.replace('_', ' ')}, got {value}")
         if self.abits is not None and not 4 <= self.abits <= 8:
@@ -246,13 +248,15 @@ class TrainedConfig:
 @dataclass(frozen=True)
 class RuntimeConfig:
     """What the machine lends a command: `device` auto, cpu, cuda or cuda:N; `precision` of network passes (solvers
-    choose their own), 16 for training and measuring alone; `threads` 0 leaves torch's own choice."""
+    choose their own), 16 for training and measuring alone; `threads` 0 leaves torch's own choice. In more than
+    `max_memory` GiB nothing is kept that files can take."""
 
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 128
     workers: int = 0
     threads: int = 0
+    max_memory: float | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in TRAINING_PRECISIONS:
@@ -261,6 +265,8 @@ class RuntimeConfig:
             raise UsageError(f"expected a batch size of at least 1, got {self.batch_size}")
         if self.workers < 0 or self.threads < 0:
             raise UsageError(f"expected no negative workers or threads, got {self.workers} and {self.threads}")
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise UsageError(f"expected a positive --max-memory in GiB, got {self.max_memory:g}")
 
     def images_at_once(self, image_size: int) -> int:
         """`batch_size`, or fewer of images over 128 pixels: what a network holds of them grows with their area."""

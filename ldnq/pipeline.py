@@ -146,21 +146,22 @@ def quantize(
     kbits: int | str | tuple[int, ...] = 3,
     *,
     batch_size: int = 128,
+    max_memory: float | None = None,
     seed: int = 0,
     **options: Any,
 ) -> QuantizedModel:
     """A quantized copy of any network, from a small sample of its inputs; `module` itself is left as it is.
 
     `batches` yields inputs as the network takes them (n, …), or tuples that start with them, such as a `DataLoader`
-    gives; `batch_size` bounds the memory of passes that do not train; `options` are the other fields of
-    `RecipeConfig`, such as `scale="channel"`, `training=False`, `kbits_for={"fc": 9}`, or `target_bits=2.0` for kbits
-    "auto". Raises `NetworkError` where the network cannot run.
+    gives; `batch_size` bounds the memory of passes that do not train, `max_memory`, in GiB, that of all; `options` are
+    the other fields of `RecipeConfig`, such as `scale="channel"`, `training=False`, `kbits_for={"fc": 9}`, or
+    `target_bits=2.0` for kbits "auto". Raises `NetworkError` where the network cannot run.
     """
     inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
     if not inputs:
         raise DataError("expected at least one batch of inputs to calibrate on, got none")
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device)
+    images = CalibrationImages(torch.cat(inputs), lambda batch: batch, None, batch_size, device, max_memory=max_memory)
     state, _ = _quantized(module, images, fill_in(RecipeConfig(kbits=kbits, **options)), seed)
     return QuantizedModel(
         state.student,
@@ -178,7 +179,8 @@ def _circumstances(prepared: Preparation) -> dict[str, Any]:
     drawn = hashlib.sha256(calibration.indices.astype("<i8").tobytes()).hexdigest() if calibration else ""
     config = prepared.config.to_dict()
     # Where things lie, and what reads them.
-    config["data"].pop("data_root"), config["network"].pop("pretrained_dir"), config["runtime"].pop("workers")
+    config["data"].pop("data_root"), config["network"].pop("pretrained_dir")
+    config["runtime"].pop("workers"), config["runtime"].pop("max_memory")
     return {
         "configuration": config,
         "weights": digest(prepared.network.module),

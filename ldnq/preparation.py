@@ -48,7 +48,9 @@ class Preparation:
             images, _ = in_memory(prepared, config.workers)
         augmentation = Augmentation(preprocessing.image_size, self.data.family.flip)
         batch_size = config.images_at_once(preprocessing.image_size)
-        found = CalibrationImages(images, preprocessing.normalize, augmentation, batch_size, self.fabric.device)
+        found = CalibrationImages(
+            images, preprocessing.normalize, augmentation, batch_size, self.fabric.device, max_memory=config.max_memory
+        )
         if not options.synthesize:
             return found
         synthesis = Synthesis(options.synthesize, mixed_precision=self.mixed_precision)

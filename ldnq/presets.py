@@ -1,5 +1,6 @@
 """Methods with their options filled in: what a user calls by one name, and the stages it stands for."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,6 +128,7 @@ def layerwise(recipe: RecipeConfig) -> Layerwise:
         cascade=_cascade(recipe),
         asymmetric=asymmetric,
         views=recipe.views,
+        gram_samples=recipe.gram_samples or math.inf,
         coupling=COUPLING if asymmetric else 0.0,
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import psutil
 import torch
 from lightning_fabric import Fabric
 
@@ -17,6 +18,7 @@ from ldnq.errors import NetworkError, UsageError
 
 # Without a workspace of its own cuBLAS adds up in any order; torch asks for this in its deterministic mode.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+GIB = 1 << 30
 
 
 def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
@@ -89,6 +91,15 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
+
+
+def room(max_memory: float | None, device: torch.device) -> float:
+    """Bytes that may still be taken of `device`: what is left of `max_memory` GiB, or a quarter of what is free."""
+    if device.type == "cuda":
+        free, taken = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)
+    else:
+        free, taken = psutil.virtual_memory().available, psutil.Process().memory_info().rss
+    return free / 4 if max_memory is None else max_memory * GIB - taken
 
 
 def environment() -> dict[str, Any]:

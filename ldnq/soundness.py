@@ -1,6 +1,7 @@
 """Numbers that can be gone on with: what is not finite, and a loss that explodes, is found where it first shows."""
 
-import torch
+import math
+
 from torch import Tensor, nn
 
 from ldnq.errors import NetworkError, TrainingError
@@ -11,7 +12,9 @@ EXPLODED = 1000.0
 
 def finite(*tensors: Tensor) -> bool:
     """Whether none of them holds NaN or infinity."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    # The extremes tell, and are found in one pass: they are NaN where anything is.
+    extremes = (extreme for tensor in tensors if tensor.numel() for extreme in tensor.detach().aminmax())
+    return all(map(math.isfinite, extremes))
 
 
 def first_unsound(module: nn.Module) -> str | None:

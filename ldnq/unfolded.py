@@ -13,7 +13,7 @@ ROWS, SHARE = 64, 8
 class Unfolded:
     """Sums in float64 of the products of what `layer`, a convolution or a linear layer, multiplies its weights with."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
         self.layer = layer
         self.groups, self.d = getattr(layer, "groups", 1), layer.weight[0].numel()
         # Only blocks on the diagonal and to their right.

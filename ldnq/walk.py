@@ -7,25 +7,32 @@ from torch import Tensor, fx
 
 from ldnq import graph
 from ldnq.graph import Layer
+from ldnq.store import Held, Store
 from ldnq.wiring import Wiring
 
 
 class Walk(fx.Interpreter):
     """The pass of one `batch` through the network of `wiring`, which stops at a layer and goes on from there later.
 
-    Layers are visited in their order, and what has been passed must not change any more. Keeps the values that are
-    still needed; where those are of more than `limit` bytes it goes on from an earlier stop instead. A network that
-    cannot be traced, and a layer that runs more than once, are passed from the start every time.
+    Layers are visited in their order, and what has been passed must not change any more. The values that are still
+    needed are kept, by `store` while the walk rests. A network that cannot be traced, and a layer that runs more than
+    once, are passed from the start every time.
     """
 
-    def __init__(self, wiring: Wiring, batch: Tensor, limit: float = float("inf")) -> None:
+    def __init__(self, wiring: Wiring, batch: Tensor | Held, store: Store | None = None) -> None:
         super().__init__(wiring.traced or fx.symbolic_trace(torch.nn.Identity()))
         self.extra_traceback = False
         self.args_iter = iter(())
-        self.wiring, self.batch, self.limit = wiring, batch, limit
+        self.wiring, self.store = wiring, store or Store()
+        self.held: Held | None = None
+        self._batch = batch if isinstance(batch, Held) else self.store.hold({"batch": batch})
         self.nodes = list(self.graph.nodes)
         self.position = 0
-        self._restart()
+
+    @property
+    def batch(self) -> Tensor:
+        """What the network is given."""
+        return self._batch.values()["batch"]
 
     @torch.no_grad()
     def inputs(self, layer: Layer) -> list[Tensor]:
@@ -53,24 +60,41 @@ class Walk(fx.Interpreter):
     @torch.no_grad()
     def value(self, name: str) -> Tensor:
         """The value called `name`, which is still needed or lies ahead."""
+        self._wake()
         position, node = next((i, node) for i, node in enumerate(self.nodes) if node.name == name)
-        versions = self._versions()
+        # How often each was changed in place: one that is now, is no place to start from once more.
+        versions = [value._version for value in _tensors(self.env)]
         values = self._run(self.nodes[self.position : position + 1])
-        if self._versions() != versions:
-            self._restart()
+        if [value._version for value in _tensors(self.env)] != versions:
+            self._leave({}, 0)
         return values[node]
 
+    def rest(self) -> None:
+        """Let the store have the values until the walk goes on."""
+        self.held = self.held or self.store.hold(self.env)
+        self.env = {}
+
+    def _wake(self) -> None:
+        if self.position == 0:
+            self._leave({self.nodes[0]: self.batch.clone()}, 1)
+        elif self.held and not self.env:
+            self.env = self.held.values()
+
     def _go(self, position: int) -> dict[fx.Node, Tensor]:
-        """The values needed from `position` on, the last one included; kept if they are small enough."""
-        versions = self._versions()
-        values = self._run(self.nodes[self.position : position])
-        last, ahead = self.nodes[position - 1], set(self.nodes[position:])
-        values = {node: value for node, value in values.items() if node is last or ahead & node.users.keys()}
-        if sum(value.numel() * value.element_size() for value in _tensors(values)) <= self.limit:
-            self.env, self.position = values, position
-        elif self._versions() != versions:
-            self._restart()
-        return values
+        """The values needed from `position` on, the last one included."""
+        self._wake()
+        if position > self.position:
+            values = self._run(self.nodes[self.position : position])
+            last, ahead = self.nodes[position - 1], set(self.nodes[position:])
+            needed = {node: value for node, value in values.items() if node is last or ahead & node.users.keys()}
+            self._leave(needed, position)
+        return self.env
+
+    def _leave(self, values: dict[fx.Node, Tensor], position: int) -> None:
+        """Stand at another `position`, with these values."""
+        if self.held:
+            self.held.free()
+        self.env, self.position, self.held = values, position, None
 
     def _run(self, nodes: Iterable[fx.Node]) -> dict[fx.Node, Tensor]:
         """The values kept, and those of `nodes`, as far as others still need them."""
@@ -84,14 +108,6 @@ class Walk(fx.Interpreter):
             return self.env
         finally:
             self.env = kept
-
-    def _restart(self) -> None:
-        self.position = 1
-        self.env = {self.nodes[0]: self.batch.clone()}
-
-    def _versions(self) -> list[int]:
-        """How often each value kept was changed in place: one that was, is no place to start from once more."""
-        return [value._version for value in _tensors(self.env)]
 
 
 def _tensors(values: dict[fx.Node, Tensor]) -> list[Tensor]:

@@ -45,6 +45,7 @@ OPTIONS = {
     "quantize_bias": True,
     "skip": ("conv1", "linear"),
     "views": 2,
+    "gram_samples": 1000,
     "cascade_epochs": 4,
     "cascade_lr": 0.01,
     "block_steps": 30,
@@ -58,6 +59,7 @@ OPTIONS = {
     "batch_size": 16,
     "workers": 2,
     "threads": 1,
+    "max_memory": 4.0,
 }
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ldnq.graph import find_layers, run_to
 from ldnq.models import models
+from ldnq.store import Store
 from ldnq.walk import Walk
 from ldnq.wiring import Wiring
 
@@ -20,19 +21,23 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("limit", [float("inf"), 20_000, 0], ids=["all kept", "some kept", "nothing kept"])
+@pytest.mark.parametrize("limit", [float("inf"), 200_000, 0], ids=["in memory", "some in files", "in files"])
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_inputs_and_outputs_are_those_of_a_whole_pass(name, limit):
     build, size = NETWORKS[name]
     student, x = build().eval(), torch.randn(2, 3, size, size)
     teacher = copy.deepcopy(student)
-    walks = Walk(Wiring(student), x, limit), Walk(Wiring(teacher), x, limit)
+    store = Store(limit)
+    walks = Walk(Wiring(student), x, store), Walk(Wiring(teacher), x, store)
     for layer in find_layers(student, x)[0]:
         ((inputs, _),) = run_to(student, layer.name, x)
         ((_, outputs),) = run_to(teacher, layer.name, x)
         torch.testing.assert_close(walks[0].inputs(layer), [inputs])
         torch.testing.assert_close(walks[1].outputs(layer), [outputs])
+        for walk in walks:
+            walk.rest()
+        assert store.bytes_in_memory <= limit
         # What lies ahead of the inputs, the layer itself included, may change.
         student.get_submodule(layer.name).weight.mul_(1.1)
 
@@ -66,18 +71,21 @@ class InPlace(nn.Module):
         return self.third(torch.cat([x, y.relu_()], 1))
 
 
-@pytest.mark.parametrize("limit", [float("inf"), 60, 0], ids=["all kept", "the smaller kept", "nothing kept"])
+@pytest.mark.parametrize("rest", [False, True], ids=["", "resting"])
+@pytest.mark.parametrize("limit", [float("inf"), 60, 0], ids=["in memory", "the smaller in memory", "in files"])
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "looking ahead"])
 @torch.no_grad()
-def test_operations_in_place_are_done_once(limit, ahead):
+def test_operations_in_place_are_done_once(limit, ahead, rest):
     network, x = InPlace().eval(), torch.randn(3, 4)
-    walk = Walk(Wiring(network), x.clone(), limit)
+    walk = Walk(Wiring(network), x.clone(), Store(limit))
     for layer in find_layers(network, x)[0]:
         ((expected, _),) = run_to(network, layer.name, x)
         for _ in range(2):
             torch.testing.assert_close(walk.inputs(layer)[0], expected)
             if ahead:
                 torch.testing.assert_close(walk.value("third"), network(x))
+            if rest:
+                walk.rest()
 
 
 class Untraceable(nn.Module):

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ldnq.commands.completion import complete
-from ldnq.config import AUTO, PRECISIONS, SCALES, TRAINING_PRECISIONS
+from ldnq.config import AUTO, PRECISIONS, SCALES, TRAINING_PRECISIONS, RecipeConfig
 from ldnq.training_recipe import KEEP, MILESTONES, OPTIMIZERS, SCHEDULES, TrainingRecipe
 
 
@@ -178,6 +178,14 @@ layer_options = _group(
     click.option(
         "--views", type=click.IntRange(0), help="Random views of each image beside it. [default: the preset's]"
     ),
+    click.option(
+        "--gram-samples",
+        type=click.IntRange(0),
+        default=RecipeConfig.gram_samples,
+        show_default=True,
+        metavar="N",
+        help="Of a layer's positions in all images take about N, of some of the images; 0: all.",
+    ),
 )
 
 
@@ -201,6 +209,13 @@ def _runtime_options(precisions: Sequence[str]) -> Callable:
 
 
 runtime_options = _runtime_options(PRECISIONS)
+
+memory_option = click.option(
+    "--max-memory",
+    type=float,
+    metavar="GIB",
+    help="Of the whole process; what has no room goes into temporary files. [default: a quarter of what is free]",
+)
 
 training_runtime_options = _runtime_options(TRAINING_PRECISIONS)
 

@@ -34,6 +34,7 @@ class Levels(click.ParamType):
 @click.option("--kbits", type=Levels(), default=KBITS, help="Numbers of levels to try. [default: 3,5,7,9,11]")
 @options.layer_options
 @options.runtime_options
+@options.memory_option
 @options.output_option
 def sensitivity_command(kbits: tuple[int, ...], output: Path | None, **values: Any) -> None:
     """Quantize one layer at a time, at each number of levels, and measure what that does to the network's outputs.

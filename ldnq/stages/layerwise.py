@@ -10,28 +10,27 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ldnq import runtime
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.curvature import sensitivities
-from ldnq.graph import Layer, find_layers
+from ldnq.graph import KINDS, Layer, find_layers
 from ldnq.joints import Joints
 from ldnq.moments import Moments, gather_moments
 from ldnq.problem import Solver, least_squares
 from ldnq.progress import say, track
 from ldnq.quantized import QuantizationState
-from ldnq.runtime import release_memory
 from ldnq.stages.cascade import Cascade
 from ldnq.stages.reconstruction import Reconstruction
 from ldnq.stages.selection import check_patterns, choose_layers
+from ldnq.store import Store
 from ldnq.walk import Walk
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Of inputs kept from one layer to the next, and of values between two layers: where those are largest, in the first
-# layers, the way to them is short.
-MAX_BYTES = 4 << 30
-MAX_VALUES = 1 << 30
+# Of the size of the widest layer's Gram matrix: what gathering it and solving the layer takes.
+MATRICES = 12
 # More, made up by random views, hardly improve the moments.
 SAMPLES = 500
 # Of the sensitivity of an output to itself, as a share of the layer's mean.
@@ -41,11 +40,12 @@ FLOOR = 1e-4
 @dataclass(frozen=True)
 class Course:
     """The way that a stage goes: `layers` in their order, how they are joined, how the network feels their outputs, by
-    their names, and the passes of all batches through student and teacher."""
+    their names, and the passes of all batches, of so many `images`, through student and teacher."""
 
     layers: Sequence[Layer]
     joints: Joints
     felt: Mapping[str, Tensor]
+    images: int
     walks: Callable[[], Iterable[tuple[Walk, Walk]]]
 
 
@@ -63,7 +63,8 @@ class Layerwise:
     least-squares optimum (damped by `damping`), and batch norm or bias take up what is left of offset and gain. The
     moments are then those of the images and of `views` random views of each, None for as many as make `SAMPLES`. Errors
     of two outputs that the network feels together make up for each other: `coupling` is the share of their joint
-    sensitivity that the solver is told of (YAQA, arXiv 2505.22988), found by `draws` gradients of every image.
+    sensitivity that the solver is told of (YAQA, arXiv 2505.22988), found by `draws` gradients of every image. Of each
+    layer's positions in all images the moments take `gram_samples` or up to twice as many, of whole images.
     """
 
     solver: Solver
@@ -79,6 +80,7 @@ class Layerwise:
     views: int | None = 0
     coupling: float = 0.0
     draws: int = 2
+    gram_samples: float = float("inf")
 
     def __call__(
         self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator
@@ -97,7 +99,7 @@ class Layerwise:
             if self.cascade:
                 state = self.cascade(state, calibration, generator)
             state.journal.note(state, generator)
-            release_memory()
+            runtime.release_memory()
         return state
 
     def prepare(self, state: QuantizationState, calibration: CalibrationImages, generator: torch.Generator) -> Course:
@@ -108,24 +110,23 @@ class Layerwise:
         state.skipped = [*unfit, *skipped]
         joints = Joints(state.student, state.teacher)
         felt = self._sensitivities(state, layers, calibration, generator)
-        return Course(layers, joints, felt, self._walks(joints, calibration, generator))
+        images = len(calibration) * (1 + self._views(calibration))
+        return Course(layers, joints, felt, images, self._walks(joints, calibration, generator))
 
     def _walks(
         self, joints: Joints, calibration: CalibrationImages, generator: torch.Generator
     ) -> Callable[[], Iterable[tuple[Walk, Walk]]]:
         """The passes of all batches through student and teacher, for one layer after the other."""
 
-        def start(limit: float) -> Iterator[tuple[Walk, Walk]]:
-            for batch in calibration.views(views, generator):
-                yield Walk(joints.student, batch, limit), Walk(joints.teacher, batch, limit)
+        def start(store: Store) -> Iterator[tuple[Walk, Walk]]:
+            for batch in calibration.views(self._views(calibration), generator):
+                held = store.hold({"batch": batch})
+                yield Walk(joints.student, held, store), Walk(joints.teacher, held, store)
 
-        views = self._views(calibration)
-        number = -(-len(calibration) // calibration.batch_size) * (1 + views)
-        size = 4 * calibration.images.numel() * (1 + views)
-        if self.cascade or size > MAX_BYTES:
-            # What has been passed changes once more, or there is more than memory holds.
-            return lambda: start(0)
-        kept = list(start(MAX_VALUES / (2 * number)))
+        if self.cascade:
+            # What has been passed changes once more.
+            return lambda: start(Store())
+        kept = list(start(Store(_room(joints, calibration))))
         return lambda: kept
 
     def _views(self, calibration: CalibrationImages) -> int:
@@ -146,7 +147,7 @@ class Layerwise:
         number = -(-len(calibration) // calibration.batch_size)
         batches = track(calibration.batches(), "measuring sensitivities", total=number)
         found = sensitivities(state.teacher, layers, batches, self.draws, generator)
-        release_memory()
+        runtime.release_memory()
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
 
     def _damped(self, sensitivity: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ class Layerwise:
         with_bias = self._with_bias(state, layer)
         receiver = joints.receiver(layer.name) if self.asymmetric and not with_bias else None
         student, teacher = (module.get_submodule(layer.name) for module in (state.student, state.teacher))
-        raw = gather_moments(layer, student, teacher, self._calls(layer, joints, course.walks()))
+        raw = gather_moments(layer, student, teacher, self._calls(layer, course))
         _remark(layer, raw)
         # Where something takes up an offset, the means of inputs and outputs do not matter.
         moments = raw.centred() if receiver else raw
@@ -171,16 +172,18 @@ class Layerwise:
             time.perf_counter() - started,
         )  # fmt: skip
 
-    def _calls(
-        self, layer: Layer, joints: Joints, walks: Iterable[tuple[Walk, Walk]]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """What the student feeds the layer with, and what it should return."""
-        correction = joints.correction(layer.name)
-        for student, teacher in walks:
+    def _calls(self, layer: Layer, course: Course) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the student feeds the layer with, and what it should return, of the images that the moments take."""
+        correction = course.joints.correction(layer.name)
+        for student, teacher in course.walks():
             inputs, outputs = student.inputs(layer), teacher.outputs(layer)
             missing = correction(student, teacher) if self.asymmetric else 0.0
             for x, y in zip(inputs, outputs, strict=True):
-                yield x, y + missing
+                positions = y[0].numel() // layer.shape[0] * course.images
+                every = max(1, int(positions // self.gram_samples))
+                yield x[::every], (y + missing)[::every]
+            student.rest()
+            teacher.rest()
 
     def _target(
         self, state: QuantizationState, layer: Layer, moments: Moments, with_bias: bool
@@ -200,6 +203,12 @@ class Layerwise:
         return (
             self.quantize_bias and layer.kind == "linear" and state.student.get_submodule(layer.name).bias is not None
         )
+
+
+def _room(joints: Joints, calibration: CalibrationImages) -> float:
+    """Bytes for values between layers, when the largest of them will have been solved as well."""
+    widest = max(entry.weight[0].numel() for entry in joints.modules[0].modules() if isinstance(entry, tuple(KINDS)))
+    return runtime.room(calibration.max_memory, calibration.device) - MATRICES * 8 * widest**2
 
 
 def last_match(table: Mapping[str, T], name: str, default: T) -> T:
