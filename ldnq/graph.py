@@ -156,11 +156,9 @@ def unfold(layer: nn.Module, x: Tensor) -> Tensor:
 
 def as_matrix(layer: nn.Module, y: Tensor) -> Tensor:
     """What has the shape of a layer's output, as (groups, out/groups, positions), in `unfold`'s order of positions."""
-    if isinstance(layer, nn.Linear):
-        y = y.reshape(-1, layer.out_features).T
-    else:
-        y = with_samples(y).transpose(0, 1).flatten(1)
-    return y.reshape(getattr(layer, "groups", 1), -1, y.shape[1])
+    samples = y.reshape(-1, layer.out_features) if isinstance(layer, nn.Linear) else with_samples(y).movedim(1, -1)
+    # In channels-last memory nothing has to be moved.
+    return samples.flatten(0, -2).unflatten(1, (getattr(layer, "groups", 1), -1)).permute(1, 2, 0)
 
 
 def without_bias(layer: nn.Module, y: Tensor) -> Tensor:

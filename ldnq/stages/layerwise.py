@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -61,10 +61,10 @@ class Layerwise:
     L-DNQ reconstructs what the teacher's weights would make of the student's inputs. With `asymmetric` it is the
     teacher's own output, plus what the other branch of a residual block lacks: the weights are first moved to the
     least-squares optimum (damped by `damping`), and batch norm or bias take up what is left of offset and gain. The
-    moments are then those of the images and of `views` random views of each, None for as many as make `SAMPLES`. Errors
-    of two outputs that the network feels together make up for each other: `coupling` is the share of their joint
-    sensitivity that the solver is told of (YAQA, arXiv 2505.22988), found by `draws` gradients of every image. Of each
-    layer's positions in all images the moments take `gram_samples` or up to twice as many, of whole images.
+    moments are then those of the images and of `views` random views of each, None for as many as make `SAMPLES`; of a
+    layer's positions they take `gram_samples` or up to twice as many, of whole images. Errors of two outputs that the
+    network feels together make up for each other: `coupling` is the share of their joint sensitivity that the solver
+    is told of (YAQA, arXiv 2505.22988), found by `draws` gradients of each of up to `felt` images.
     """
 
     solver: Solver
@@ -80,6 +80,7 @@ class Layerwise:
     views: int | None = 0
     coupling: float = 0.0
     draws: int = 2
+    felt: int = 250
     gram_samples: float = float("inf")
 
     def __call__(
@@ -144,8 +145,9 @@ class Layerwise:
         """What the solver is told of how the network feels errors of the layers' outputs, by the layers' names."""
         if not self.coupling:
             return {}
-        number = -(-len(calibration) // calibration.batch_size)
-        batches = track(calibration.batches(), "measuring sensitivities", total=number)
+        some = replace(calibration, images=calibration.images[:: -(-len(calibration) // self.felt)])
+        number = -(-len(some) // some.batch_size)
+        batches = track(some.batches(), "measuring sensitivities", total=number)
         found = sensitivities(state.teacher, layers, batches, self.draws, generator)
         runtime.release_memory()
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
