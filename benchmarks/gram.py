@@ -1,9 +1,9 @@
 """Gram matrices of a network's convolutions: time beside that of unfolding, and how exact they are.
 
     pip install .
-    python benchmarks/gram.py [--model resnet18] [--quick]
+    python benchmarks/gram.py [--quick]
 
-writes `gram.md`: for every kind of 3x3 convolution of stride 1 in the network, at its own image size and on random
+writes `gram.md`: for every kind of convolution in ResNet-18 and ResNet-50, at their own image size and on random
 images, the time of unfolded columns times themselves, in float32 with sums in float64, over that of `ldnq.products`;
 the same with `Y Xᵀ` added; and the relative difference to float64. Ratios are of medians within one run.
 """
@@ -21,27 +21,29 @@ from ldnq import graph
 from ldnq.correlations import Correlations, Geometry
 from ldnq.network import build, find_family
 from ldnq.products import MAX_ENTRIES, Products
+from ldnq.unfolded import Unfolded
 
-IMAGES, REPEATS = 64, 5
+MODELS = "resnet18", "resnet50"
+IMAGES, REPEATS = 32, 3
 
 
 @click.command()
-@click.option("--model", default="resnet18", show_default=True)
 @click.option("--threads", default=0, help="Of the processor; 0: torch's choice.")
 @click.option("--quick", is_flag=True, help="Fewer images, measured once: a look, no table.")
-def main(model: str, threads: int, quick: bool) -> None:
+def main(threads: int, quick: bool) -> None:
     """Measure, and write the table."""
     if threads:
         torch.set_num_threads(threads)
     images, repeats = (8, 1) if quick else (IMAGES, REPEATS)
     lines = [
-        f"| {model}, {images} images | outputs | Gram matrix, times faster | with Y Xᵀ | difference to float64 |",
-        "|---|---|---|---|---|",
+        "| network | convolution | stride | outputs | Gram matrix, times faster | with Y Xᵀ | difference to float64 |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for layer, shape in layers(model).items():
-        x = torch.randn(images, *shape).relu().contiguous(memory_format=torch.channels_last)
-        lines.append(measured(layer, x, repeats))
-        click.echo(lines[-1])
+    for model in MODELS:
+        for layer, shape in layers(model).items():
+            x = torch.randn(images, *shape).relu().contiguous(memory_format=torch.channels_last)
+            lines.append(f"| {model} {measured(layer, x, repeats)}")
+            click.echo(lines[-1])
     if not quick:
         publish("gram.md", "\n".join(lines) + "\n")
 
@@ -53,9 +55,8 @@ def layers(model: str) -> dict[nn.Conv2d, tuple[int, ...]]:
     found: dict[tuple, tuple[nn.Conv2d, tuple[int, ...]]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer.kernel_size == (3, 3) and layer.stride == (1, 1):
-            shape = tuple(inputs[0].shape[1:])
-            found.setdefault((tuple(layer.weight.shape), shape), (layer, shape))
+        shape = tuple(inputs[0].shape[1:])
+        found.setdefault((tuple(layer.weight.shape), layer.stride, shape), (layer, shape))
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -75,16 +76,14 @@ def measured(layer: nn.Conv2d, x: Tensor, repeats: int) -> str:
         median(_seconds(run) for _ in range(repeats))
         for run in (
             lambda: unfolded(layer, x, None),
-            lambda: correlated(layer, x, y.shape[2:]),
+            lambda: alone(layer, x, y.shape[2:]),
             lambda: unfolded(layer, x, y),
             lambda: ours(layer, x, y),
         )
     ]
-    shape = "x".join(map(str, layer.weight.shape))
-    return (
-        f"| {shape} | {'x'.join(map(str, y.shape[2:]))} | {times[0] / times[1]:.1f} | {times[2] / times[3]:.1f} "
-        f"| {difference:.0e} |"
-    )
+    gains = [f"{slow / fast:.1f}" for slow, fast in (times[:2], times[2:])]
+    shapes = ("x".join(map(str, shape)) for shape in (layer.weight.shape, layer.stride, y.shape[2:]))
+    return f"| {' | '.join((*shapes, *gains))} | {difference:.0e} |"
 
 
 def unfolded(layer: nn.Conv2d, x: Tensor, y: Tensor | None, step: int = 8) -> Tensor:
@@ -98,12 +97,11 @@ def unfolded(layer: nn.Conv2d, x: Tensor, y: Tensor | None, step: int = 8) -> Te
     return gram
 
 
-def correlated(layer: nn.Conv2d, x: Tensor, size: torch.Size) -> Tensor:
+def alone(layer: nn.Conv2d, x: Tensor, size: torch.Size) -> Tensor:
     """X Xᵀ as `ldnq.products` has it, without what else that adds up."""
     padded = graph.pad(layer, x).contiguous(memory_format=torch.channels_last)
     geometry = Geometry.of(layer, padded.shape[2:], size)
-    assert geometry is not None, "windows of 3x3 overlap"  # noqa: S101, for the type
-    found = Correlations(geometry, layer.groups)
+    found = Correlations(geometry, layer.groups) if geometry else Unfolded(layer)
     for images in padded.split(max(1, MAX_ENTRIES // padded[0].numel(), layer.weight[0].numel() // size.numel())):
         found.add(images)
     return found.gram()

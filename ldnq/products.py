@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ldnq import graph, runtime
 from ldnq.correlations import Correlations, Geometry
-from ldnq.unfolded import Unfolded
+from ldnq.unfolded import Unfolded, windows
 
 # Entries held at once, 4 MiB in float32: a cache can hold them, and sums of so few products are exact enough.
 MAX_ENTRIES = 1 << 20
@@ -61,12 +61,13 @@ class Products:
     def _add(self, x: Tensor, y: Tensor, geometry: Geometry | None) -> None:
         if isinstance(self.layer, nn.Conv2d):
             x, y = (images.contiguous(memory_format=torch.channels_last) for images in (x, y))
+        if isinstance(self.layer, nn.Conv2d) and self.layer.kernel_size != (1, 1):
             self._add_cross(self.layer, x, y)
         else:
-            samples, targets = x.reshape(1, -1, self.d), graph.as_matrix(self.layer, y)
-            self.cross += targets @ samples
-            self.total += samples.sum(1).unsqueeze(2)
-            self.target_total += targets.sum(2, keepdim=True)
+            met, targets = windows(self.layer, x), graph.as_matrix(self.layer, y)
+            self.cross += targets @ met
+            self.total += (met.new_ones(1, met.shape[1]) @ met).mT
+            self.target_total += targets @ met.new_ones(met.shape[1], 1)
         self._energy += torch.linalg.vector_norm(y, dtype=torch.float64) ** 2
         if geometry not in self._grams:
             self._grams[geometry] = Correlations(geometry, self.groups) if geometry else Unfolded(self.layer)

@@ -16,7 +16,7 @@ ROWS = [
     ["hdf5", "tensorboard", "soundness", "losses", "training_recipe"],
     ["details", "curves", "schedules", "training_state"],
     ["codebook", "grid", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
-    ["live", "nesting", "correlations"],
+    ["live", "nesting", "correlations", "unfolded", "store"],
     ["walk", "curvature", "products", "complexity", "precisions"],
     ["switching"],
     ["problem", "moments", "joints", "quantized", "datasets", "models"],
