@@ -1,5 +1,6 @@
 import os
 
+import psutil
 import pytest
 import torch
 
@@ -43,6 +44,13 @@ def test_threads_are_set():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_room_is_what_a_limit_leaves_or_a_quarter_of_what_is_free():
+    cpu = torch.device("cpu")
+    held, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
+    assert runtime.room(3.0, cpu) == pytest.approx(3 * 2**30 - held, abs=2**28)
+    assert runtime.room(None, cpu) == pytest.approx(free / 4, rel=0.5)
 
 
 @pytest.mark.gpu

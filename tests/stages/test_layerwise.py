@@ -8,6 +8,7 @@ from torch import nn
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.errors import NetworkError, UsageError
+from ldnq.products import Products
 from ldnq.quantized import QuantizationState
 from ldnq.solvers.admm import Admm
 from ldnq.solvers.coordinate_descent import CoordinateDescent
@@ -278,3 +279,37 @@ def test_batch_norm_takes_the_gain_of_least_squares_whatever_the_solver():
     ours, theirs = (outputs - outputs.mean(1, keepdim=True) for outputs in (ours, theirs))
     slopes = (ours * theirs).sum(1) / ours.square().sum(1)
     torch.testing.assert_close(slopes, torch.ones(8), rtol=1e-3, atol=0)
+
+
+def test_layers_with_positions_to_spare_take_some_of_the_images(monkeypatch):
+    taken = []
+    add = Products.add
+    monkeypatch.setattr(Products, "add", lambda self, x, y: (taken.append(len(x)), add(self, x, y)))
+    # 24 images in batches of 16 and 8, with 64, 36 and 1 positions each: 1,536, 864 and 24.
+    _quantize(_network(), solver=Nearest(), gram_samples=400)
+    assert taken == [6, 3, 8, 4, 16, 8]
+    taken.clear()
+    _quantize(_network(), solver=Nearest())
+    assert taken == [16, 8] * 3
+
+
+def test_values_that_memory_has_no_room_for_change_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    written = []
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda values, path: (written.append(path), save(values, path)))
+    network, images = _residual().eval(), torch.randn(24, 3, 8, 8)
+
+    def student(max_memory):
+        device = torch.device("cpu")
+        calibration = CalibrationImages(images, lambda batch: batch, None, 16, device, max_memory=max_memory)
+        state = QuantizationState(copy.deepcopy(network), network)
+        return Layerwise(Admm(), TERNARY, asymmetric=True)(state, calibration, torch.Generator()).student
+
+    expected = student(1000).state_dict()
+    assert not written
+    found = student(0.001).state_dict()
+    assert written
+    assert all(tmp_path in path.parents for path in written)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert not list(tmp_path.iterdir())
