@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from ldnq import graph
+from ldnq import graph, runtime
 from ldnq.errors import DataError, NetworkError
 from ldnq.preprocessing import Preprocessing
 
@@ -69,7 +69,7 @@ def evaluate(
     module.eval()
     for images, labels in batches:
         # The layout in which convolutions are fastest, whatever that of the weights.
-        inputs = preprocessing.normalize(images.to(fabric.device)).contiguous(memory_format=torch.channels_last)
+        inputs = preprocessing.normalize(images.to(fabric.device)).contiguous(memory_format=runtime.LAYOUT)
         with fabric.autocast():
             logits = graph.forward(module, inputs).float()
         logits = select(logits, num_classes, class_subset)
@@ -92,7 +92,7 @@ def loss_and_top1(
     training, losses, right, count = module.training, 0.0, 0, 0
     module.eval()
     for images, labels in batches:
-        inputs = preprocessing.normalize(images.to(fabric.device)).contiguous(memory_format=torch.channels_last)
+        inputs = preprocessing.normalize(images.to(fabric.device)).contiguous(memory_format=runtime.LAYOUT)
         with fabric.autocast():
             logits = graph.forward(module, inputs).float()
         labels = labels.to(fabric.device)

@@ -90,8 +90,8 @@ def start(module: nn.Module) -> QuantizationState:
     """A student and a teacher that are copies of `module`, in the memory layout in which convolutions are fastest.
     Raises `NetworkError` where weights are not finite."""
     check_weights(module)
-    teacher = copied(module, torch.channels_last).requires_grad_(False)
-    return QuantizationState(copied(teacher, torch.channels_last).requires_grad_(True), teacher)
+    teacher = copied(module, runtime.LAYOUT).requires_grad_(False)
+    return QuantizationState(copied(teacher, runtime.LAYOUT).requires_grad_(True), teacher)
 
 
 def copied(module: nn.Module, layout: torch.memory_format) -> nn.Module:

@@ -60,7 +60,7 @@ class Products:
 
     def _add(self, x: Tensor, y: Tensor, geometry: Geometry | None) -> None:
         if isinstance(self.layer, nn.Conv2d):
-            x, y = (images.contiguous(memory_format=torch.channels_last) for images in (x, y))
+            x, y = (images.contiguous(memory_format=runtime.LAYOUT) for images in (x, y))
         if isinstance(self.layer, nn.Conv2d) and self.layer.kernel_size != (1, 1):
             self._add_cross(self.layer, x, y)
         else:

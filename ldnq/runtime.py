@@ -19,6 +19,8 @@ from ldnq.errors import NetworkError, UsageError
 # Without a workspace of its own cuBLAS adds up in any order; torch asks for this in its deterministic mode.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 GIB = 1 << 30
+# The memory of images and weights in which convolutions are fastest (benchmarks/settings.md).
+LAYOUT = torch.channels_last
 
 
 def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ldnq import runtime
 from ldnq.calibration import CalibrationImages
 from ldnq.errors import NetworkError
 from ldnq.progress import track
@@ -59,7 +60,7 @@ class Synthesis:
 
     def _descend(self, noise: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """Pixels (n, 3, h, w) uint8 of low `loss`, from `noise`."""
-        pixels = noise.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+        pixels = noise.contiguous(memory_format=runtime.LAYOUT).requires_grad_(True)
         optimizer = torch.optim.Adam([pixels], self.lr, betas=(0.5, 0.9))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         watch = LossWatch()

@@ -70,9 +70,9 @@ class Trainer:
         if self.steps == 0:
             raise UsageError(f"expected at least {recipe.batch_size} images to train on, got {len(self.images)}")
         recipe.check_teacher(self.teacher is not None)
-        self.module.to(self.fabric.device).to(memory_format=torch.channels_last)
+        self.module.to(self.fabric.device).to(memory_format=runtime.LAYOUT)
         if self.teacher is not None:
-            self.teacher.to(self.fabric.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+            self.teacher.to(self.fabric.device).to(memory_format=runtime.LAYOUT).eval().requires_grad_(False)
         self.optimizer = _optimizer(self.parameters or [{"params": list(self.module.parameters())}], recipe)
         self.schedule = Schedule(self.optimizer, recipe, self.steps)
         self.average = None
@@ -135,7 +135,7 @@ class Trainer:
         total, metric = 0.0, None
         for step, chosen in enumerate(track(order.view(self.steps, self.recipe.batch_size), "batches"), 1):
             batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)
-            batch = self.preprocessing.normalize(batch).contiguous(memory_format=torch.channels_last)
+            batch = self.preprocessing.normalize(batch).contiguous(memory_format=runtime.LAYOUT)
             labels = self.labels[chosen].to(self.fabric.device)
             self.optimizer.zero_grad()
             loss, outputs = self._gradients(forward, batch, labels)
