@@ -139,7 +139,10 @@ data_options = _group(
         help="A known dataset; the network's usual one if left out.",
     ),
     click.option(
-        "--data-root", type=click.Path(), help="The dataset's own folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
+        "--data-root",
+        type=click.Path(),
+        help="The dataset's own folder, or its tar shards, 'DIR/train-{0000..0146}.tar'; else $LDNQ_DATA/<dataset> or "
+        "data/<dataset>.",
     ),
     click.option("--download", is_flag=True, help="Fetch the dataset where torchvision can."),
     click.option("--image-size", type=click.IntRange(8, 4096), metavar="PIXELS", help="Side of the network's input."),
