@@ -96,7 +96,8 @@ def test_processes_of_their_own_come_to_the_same_and_one_that_fails_is_one_line(
     there = ldnq("sweep", "--models", f"{tiny[1]},resnet20", *words, "there", "--launcher", "local", "--jobs", 2)
     assert there.code == 2
     (warning,) = (line for line in there.err.splitlines() if line.startswith("warning: resnet"))
-    assert "resnet20-k3-s0: " in warning and "belongs to another network" in warning
+    assert "resnet20-k3-s0: " in warning
+    assert "belongs to another network" in warning
     assert there.err.splitlines()[-1].startswith("error: no runs of resnet20-k3-s0, see above")
     assert there.out.splitlines()[:3] == here.out.splitlines()[:3]
     assert (workdir / "there" / "sweep.md").read_text() == (workdir / "here" / "sweep.md").read_text()
