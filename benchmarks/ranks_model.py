@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from rank_constants import Constants, measure
@@ -244,6 +245,7 @@ def training_table(layers: Sequence[Counts], constants: Constants, machine: Mach
 
 def draw(layers: Sequence[Counts], constants: Constants, machine: Machine) -> None:
     """Seconds against GPUs, of all parts and of those that stay."""
+    matplotlib.rcParams["svg.hashsalt"] = "ldnq"
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="GPUs", ylabel="seconds, by the model", xscale="log", yscale="log")
     ranks = [2**power for power in range(10)]
@@ -251,7 +253,7 @@ def draw(layers: Sequence[Counts], constants: Constants, machine: Machine) -> No
         found = [seconds(layers, constants, machine, images, count) for count in ranks]
         axes.plot(ranks, [sum(parts.values()) for parts in found], f"C{number}-", label=f"{images:,} images")
         whole = sum(found[0].values())
-        axes.plot(ranks, [whole / count for count in ranks], f"C{number}:", lw=1)
+        axes.plot(ranks, [whole / count for count in ranks], f"C{number}:", lw=1, label="the same, if all were split")
     axes.plot(
         ranks, [parts["solving"] + parts["traffic"] for parts in found], "0.4", ls="--", label="solving and traffic"
     )

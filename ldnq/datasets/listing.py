@@ -55,7 +55,7 @@ def _flat(root: Path) -> Index:
     with os.scandir(root) as entries:
         paths = sorted(entry.name for entry in entries if _is_image(entry))
     if not paths:
-        raise DataError(f"expected images, class folders or tar shards in {root}, found none")
+        raise DataError(f"expected images, class folders or uncompressed tar shards in {root}, found none")
     labels = np.full(len(paths), UNLABELLED)
     return Index({"paths": Names.of(paths), "classes": Names.of(())}, {"labels": labels}, stamps)
 

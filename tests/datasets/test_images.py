@@ -154,7 +154,7 @@ def test_a_flat_folder_has_no_labels(write_images):
 
 
 def test_an_empty_flat_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"expected images, class folders or tar shards in .*, found none"):
+    with pytest.raises(DataError, match=r"expected images, class folders or uncompressed tar shards in .*, found none"):
         flat_folder(tmp_path)
 
 
