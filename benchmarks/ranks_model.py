@@ -213,7 +213,7 @@ def quantizing_table(layers: Sequence[Counts], constants: Constants, machine: Ma
         found = seconds(layers, constants, machine, images, ranks)
         whole = sum(found.values())
         size = sum(layer.reduced + layer.sensitivity + layer.rows * layer.d / 2 for layer in layers)
-        parts = " | ".join(f"{found[part]:.1f}" for part in PARTS)
+        parts = " | ".join(f"{found[part]:.{0 if found[part] >= 100 else 2}f}" for part in PARTS)
         lines.append(f"| {ranks} | {parts} | {whole:.0f} | {first / whole:.0f} | {sent(size, ranks) / 1e9:.2f} |")
     return "\n".join(lines) + "\n"
 

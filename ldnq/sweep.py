@@ -60,11 +60,12 @@ class Sweep:
             closing(outcomes),
         ):
             for folder, name, error in outcomes:
-                if error:
-                    log.warning("%s: %s", name, error)
+                metrics = None if error else finished(folder, runs[folder])
+                if metrics is None:
+                    log.warning("%s: %s", name, error or f"ended without results, see {folder}")
                     failed.append(name)
                     continue
-                done[folder] = metrics = finished(folder, runs[folder]) or {}
+                done[folder] = metrics
                 if metrics["teacher_top1"] is not None:
                     say("top-1 {teacher_top1:.2f}%, quantized {quantized_top1:.2f}%".format_map(metrics))
                 write_tables(self.output, self._in_order(runs, done))
@@ -121,6 +122,8 @@ def one_by_one(runs: Mapping[Path, RunConfig]) -> Outcomes:
 
 def launched(runs: Mapping[Path, RunConfig], launcher: Launcher) -> Outcomes:
     """All runs by other processes, each as 'ldnq quantize --resume' goes on with its folder."""
+    if not runs:
+        return
     commands = {}
     for folder, config in runs.items():
         run_folder = RunFolder.create(folder)

@@ -92,6 +92,8 @@ def test_processes_of_their_own_come_to_the_same_and_one_that_fails_is_one_line(
     words = [*words[3:4], "3", *words[7:-1]]
     here = ldnq("sweep", "--models", tiny[1], *words, "here")
     assert here.code == 0, here.err
+    # What is there is left to nobody.
+    assert ldnq("sweep", "--models", tiny[1], *words, "here", "--launcher", "slurm").out == here.out
     # The weights are another network's.
     there = ldnq("sweep", "--models", f"{tiny[1]},resnet20", *words, "there", "--launcher", "local", "--jobs", 2)
     assert there.code == 2
