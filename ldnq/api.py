@@ -30,7 +30,7 @@ from ldnq.report import write_comparison, write_report
 from ldnq.results import RunResult
 from ldnq.sensitivity import Sensitivity
 from ldnq.survey import survey
-from ldnq.sweep import Sweep
+from ldnq.sweep import Sweep, no_runs
 from ldnq.tables import Summary
 from ldnq.training_recipe import TrainingRecipe
 
@@ -181,9 +181,15 @@ def sweep(
     output: Path | str = "results/sweep",
     **options: Any,
 ) -> list[Summary]:
-    """Runs of every network with every number of levels and so many draws, as `ldnq sweep`: what they come to."""
+    """Runs of every network with every number of levels and so many draws, as `ldnq sweep`: what they come to.
+
+    Raises `UsageError` in the end where a network could not be quantized.
+    """
     config = _config(options | {"model": models[0], "kbits": kbits[0]})
-    return Sweep(config, models, kbits, range(seeds), Path(output))()
+    summaries, failed = Sweep(config, models, kbits, range(seeds), Path(output))()
+    if failed:
+        raise no_runs(failed)
+    return summaries
 
 
 def complexity(

@@ -7,6 +7,8 @@ from pathlib import Path
 from ldnq.config import DataConfig
 from ldnq.datasets import DatasetFamily, datasets
 from ldnq.datasets.images import Images
+from ldnq.datasets.shard_files import SUFFIX, holds_shards
+from ldnq.datasets.shards import load_shards
 from ldnq.errors import DataError, UsageError, shorten
 
 
@@ -42,8 +44,8 @@ def load_data(config: DataConfig, family: DatasetFamily, *, training: bool = Tru
     Raises `DataError` where its folder or images are missing or its classes are not those expected.
     """
     root = find_root(config, family)
-    train = family.load(root, "train", config.download) if training else None
-    test = family.load(root, "test", config.download)
+    train = _load(family, root, "train", config) if training else None
+    test = _load(family, root, "test", config)
     expected = family.num_classes
     for images in (train, test):
         if expected and images and len(images.class_names) != expected:
@@ -58,16 +60,23 @@ def load_data(config: DataConfig, family: DatasetFamily, *, training: bool = Tru
     return Data(family, train, test)
 
 
+def _load(family: DatasetFamily, root: Path, split: str, config: DataConfig) -> Images | None:
+    """The images of `split`, in tar shards or in the dataset's usual form."""
+    if not family.embedded and holds_shards(root):
+        return load_shards(root, split, family.num_classes)
+    return family.load(root, split, config.download)
+
+
 def find_root(config: DataConfig, family: DatasetFamily) -> Path:
-    """The dataset's own folder: `--data-root`, else `$LDNQ_DATA/<dataset>`, else `data/<dataset>` or
-    `calib_data/<dataset>`."""
+    """The dataset's own folder, or the names of its shards: `--data-root`, else `$LDNQ_DATA/<dataset>`, else
+    `data/<dataset>` or `calib_data/<dataset>`."""
     if config.data_root is not None:
         root = Path(config.data_root)
     elif family.name == "folder":
         raise UsageError("expected --data-root for dataset folder: the folder that holds train/ and val/ or test/")
     else:
         root = usual_root(family)
-    if family.embedded:
+    if family.embedded or root.suffix == SUFFIX:
         return root
     if config.download:
         root.mkdir(parents=True, exist_ok=True)

@@ -28,3 +28,11 @@ def offline(monkeypatch):
     install_opener(None)
     yield
     install_opener(None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Indices of images are kept with the files of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LDNQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

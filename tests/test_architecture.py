@@ -13,7 +13,7 @@ PACKAGE = Path(ldnq.__file__).parent
 ROWS = [
     ["errors"],
     ["config", "registry", "files", "progress", "extras"],
-    ["hdf5", "tensorboard", "soundness", "losses", "training_recipe"],
+    ["hdf5", "tensorboard", "soundness", "losses", "training_recipe", "launchers"],
     ["details", "curves", "schedules", "training_state"],
     ["codebook", "grid", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
     ["live", "nesting", "correlations", "unfolded", "store"],

@@ -75,7 +75,8 @@ class OneOrSeveral(click.Choice):
 BIT_WIDTHS = Several(click.INT, "N,…")
 
 
-def _parse_model_args(ctx: click.Context, param: click.Parameter, values: Iterable[str]) -> dict[str, Any]:
+def parse_arguments(ctx: click.Context, param: click.Parameter, values: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE of every value, as JSON where it is some."""
     arguments: dict[str, Any] = {}
     for value in values:
         name, equals, text = value.partition("=")
@@ -117,7 +118,7 @@ model_args_option = click.option(
     "model_args",
     metavar="NAME=VALUE",
     multiple=True,
-    callback=_parse_model_args,
+    callback=parse_arguments,
     help="An argument of the network, such as width=32 or option=B. Repeatable.",
 )
 
@@ -139,7 +140,10 @@ data_options = _group(
         help="A known dataset; the network's usual one if left out.",
     ),
     click.option(
-        "--data-root", type=click.Path(), help="The dataset's own folder; else $LDNQ_DATA/<dataset> or data/<dataset>."
+        "--data-root",
+        type=click.Path(),
+        help="The dataset's own folder, or its tar shards, 'DIR/train-{0000..0146}.tar'; else $LDNQ_DATA/<dataset> or "
+        "data/<dataset>.",
     ),
     click.option("--download", is_flag=True, help="Fetch the dataset where torchvision can."),
     click.option("--image-size", type=click.IntRange(8, 4096), metavar="PIXELS", help="Side of the network's input."),

@@ -14,7 +14,7 @@ from ldnq.config import CalibrationConfig, DataConfig
     "--dataset", metavar="NAME", required=True, shell_complete=complete("datasets"),
     help="A known dataset; see 'ldnq list datasets'.",
 )  # fmt: skip
-@click.option("--data-root", type=click.Path(), help="The dataset's own folder.")
+@click.option("--data-root", type=click.Path(), help="The dataset's own folder, or its tar shards.")
 @click.option("--download", is_flag=True, help="Fetch the dataset where torchvision can.")
 @options.calibration_options
 def sample_command(dataset: str, data_root: str | None, download: bool, **values: Any) -> None:

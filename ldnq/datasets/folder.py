@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ldnq.datasets.images import Images, class_folders, flat_folder
+from ldnq.datasets.images import Images
+from ldnq.datasets.listing import class_folders, listed
 from ldnq.datasets.registry import DatasetFamily, datasets
 from ldnq.errors import DataError
 
@@ -20,7 +21,7 @@ def load_folder(root: Path, split: str, download: bool = False) -> Images | None
         if test is not None and not (root / "train").is_dir():
             raise DataError(f"expected {root / 'train'} beside {test}, found none")
         folder = root / "train" if (root / "train").is_dir() else root
-        return class_folders(folder) if _has_folders(folder) else flat_folder(folder)
+        return listed(folder)
     return None if test is None else class_folders(test)
 
 
@@ -34,8 +35,6 @@ def load_splits(root: Path, split: str, download: bool = False) -> Images:
     return images
 
 
-def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
-
-
-datasets.add("folder", DatasetFamily("folder", load_folder, "any image folder: train/ and val/ or test/, by class"))
+datasets.add(
+    "folder", DatasetFamily("folder", load_folder, "any image folder, train/ and val/ by class, or tar shards")
+)

@@ -5,7 +5,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldnq.datasets.names import Names
 from ldnq.errors import DataError
 from ldnq.preprocessing import Preprocessing, to_rgb
 from ldnq.progress import track
@@ -84,30 +85,24 @@ class JoinedImages(Images):
 class FileImages(Images):
     """Image files below `root`, opened one at a time."""
 
-    def __init__(self, root: Path, paths: Sequence[str], labels: np.ndarray, class_names: Sequence[str]) -> None:
+    def __init__(self, root: Path, paths: Names, labels: np.ndarray, class_names: Sequence[str]) -> None:
         self.root = root
-        self.paths = np.array(paths)  # one array instead of a million Python strings in every worker
+        self.paths = paths
         self.labels = np.asarray(labels, dtype=np.int64)
         self.class_names = tuple(class_names)
 
     def picture(self, index: int) -> Image.Image:
-        path = self.root / str(self.paths[index])
+        path = self.root / self.paths[index]
         try:
-            with warnings.catch_warnings():
-                # Pillow's own limit is twice the size that it warns of, which some cameras reach.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    return to_rgb(image)
+            return decode(path, str(path))
         except FileNotFoundError as error:
             raise DataError(f"image {path} is gone: it was there when the folder was listed") from error
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot decode image {path}: remove or replace it ({one_line(error)})") from error
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\n".join(self.paths.tolist()).encode(errors="surrogateescape"))
+        digest = hashlib.sha256(self.paths.text.tobytes())
         # Sizes of a few hundred files tell two copies with equal names apart without touching a million.
         for index in np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int):
-            path = self.root / str(self.paths[index])
+            path = self.root / self.paths[index]
             try:
                 digest.update(path.stat().st_size.to_bytes(8, "little"))
             except OSError as error:
@@ -115,27 +110,19 @@ class FileImages(Images):
         return digest.hexdigest()[:16]
 
 
-def class_folders(root: Path) -> FileImages:
-    """`root/<class>/…/image` as labelled images, classes in sorted order; raises `DataError` on an empty class."""
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise DataError(f"expected one folder per class in {root}, found none")
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = _image_files(root / name)
-        if not found:
-            raise DataError(f"class folder {root / name} holds no images: fill or remove it")
-        paths += [f"{name}/{path}" for path in found]
-        labels += [label] * len(found)
-    return FileImages(root, paths, np.array(labels), classes)
-
-
-def flat_folder(root: Path) -> FileImages:
-    """The images directly in `root`, without labels."""
-    paths = sorted(path.name for path in root.iterdir() if _is_image(path))
-    if not paths:
-        raise DataError(f"expected images or class folders in {root}, found none")
-    return FileImages(root, paths, np.full(len(paths), UNLABELLED), ())
+def decode(file: Path | BinaryIO, name: str) -> Image.Image:
+    """The picture in a file as RGB; raises `DataError` about `name` where it cannot be decoded, `FileNotFoundError`
+    where it is not there."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limit is twice the size that it warns of, which some cameras reach.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                return to_rgb(image)
+    except FileNotFoundError:
+        raise
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot decode image {name}: remove or replace it ({one_line(error)})") from error
 
 
 class Prepared(Dataset):
@@ -179,15 +166,6 @@ def in_memory(dataset: Prepared, workers: int = 0) -> tuple[Tensor, Tensor]:
         labels[position : position + len(batch)] = batch_labels
         position += len(batch)
     return images, labels
-
-
-def _image_files(folder: Path) -> list[str]:
-    files = (path.relative_to(folder) for path in folder.rglob("*") if _is_image(path))
-    return sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def one_line(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import statistics
+import sys
 
 import pytest
 
@@ -83,10 +85,38 @@ def test_a_network_without_weights_does_not_stop_the_others(ldnq, tiny, workdir)
     assert result.err.splitlines()[-1].startswith("error: no runs of resnet44, resnet110, see above")
 
 
+def test_processes_of_their_own_come_to_the_same_and_one_that_fails_is_one_line(
+    ldnq, words, tiny, trained, workdir, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(trained.folder), *sys.path]))
+    words = [*words[3:4], "3", *words[7:-1]]
+    here = ldnq("sweep", "--models", tiny[1], *words, "here")
+    assert here.code == 0, here.err
+    # What is there is left to nobody.
+    assert ldnq("sweep", "--models", tiny[1], *words, "here", "--launcher", "slurm").out == here.out
+    # The weights are another network's.
+    there = ldnq("sweep", "--models", f"{tiny[1]},resnet20", *words, "there", "--launcher", "local", "--jobs", 2)
+    assert there.code == 2
+    (warning,) = (line for line in there.err.splitlines() if line.startswith("warning: resnet"))
+    assert "resnet20-k3-s0: " in warning
+    assert "belongs to another network" in warning
+    assert there.err.splitlines()[-1].startswith("error: no runs of resnet20-k3-s0, see above")
+    assert there.out.splitlines()[:3] == here.out.splitlines()[:3]
+    assert (workdir / "there" / "sweep.md").read_text() == (workdir / "here" / "sweep.md").read_text()
+    assert "top-1" in (workdir / "there" / "tiny_network.build-k3-s0" / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "expected --models NAME"),
+        (["--models", "resnet20", "--jobs", 2], "expected --launcher local or slurm with --jobs, got none"),
+        (
+            ["--models", "resnet20", "--launcher", "local", "--slurm", "time=5"],
+            "expected --launcher slurm with --slurm",
+        ),
+        (["--models", "resnet20", "--launcher", "slurm", "--slurm", "time"], "expected NAME=VALUE, got 'time'"),
+        (["--models", "resnet20", "--launcher", "pbs"], "'pbs' is not one of 'local', 'slurm'"),
         (["--models", "resnet20", "--kbits", "3,4"], "expected kbits of 3, 5, 7, 9, 11 or auto, got 4"),
         (["--models", "resnet20", "--kbits", "a"], "'a' is not a valid integer"),
         (["--models", "resnet20", "--kbits", ","], "expected values with commas between them"),

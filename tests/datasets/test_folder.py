@@ -56,7 +56,7 @@ def test_an_empty_class_folder_is_named(write_images, split):
 
 
 def test_a_folder_without_images_is_named(tmp_path):
-    with pytest.raises(DataError, match="expected images or class folders"):
+    with pytest.raises(DataError, match="expected images, class folders or uncompressed tar shards"):
         load_folder(tmp_path, "train")
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldnq.datasets.images import ArrayImages, JoinedImages, Prepared, class_folders, flat_folder, in_memory, loader
+from ldnq.datasets.images import ArrayImages, JoinedImages, Prepared, in_memory, loader
+from ldnq.datasets.listing import class_folders, flat_folder
 from ldnq.errors import DataError
 from ldnq.preprocessing import Preprocessing
 
@@ -153,7 +154,7 @@ def test_a_flat_folder_has_no_labels(write_images):
 
 
 def test_an_empty_flat_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"expected images or class folders in .*, found none"):
+    with pytest.raises(DataError, match=r"expected images, class folders or uncompressed tar shards in .*, found none"):
         flat_folder(tmp_path)
 
 
