@@ -14,7 +14,7 @@ from statistics import median
 
 import click
 import torch
-from rows import publish
+from rows import publish, quick_option
 from torch import Tensor, nn
 
 from ldnq import graph
@@ -28,7 +28,7 @@ IMAGES, REPEATS = 64, 5
 @click.command()
 @click.option("--model", default="resnet18", show_default=True)
 @click.option("--threads", default=0, help="Of the processor; 0: torch's choice.")
-@click.option("--quick", is_flag=True, help="Fewer images, measured once: a look, no table.")
+@quick_option
 def main(model: str, threads: int, quick: bool) -> None:
     """Measure, and write the table."""
     if threads:
@@ -42,8 +42,7 @@ def main(model: str, threads: int, quick: bool) -> None:
         x = torch.randn(images, *shape).relu().contiguous(memory_format=torch.channels_last)
         lines.append(measured(layer, x, repeats))
         click.echo(lines[-1])
-    if not quick:
-        publish("gram.md", "\n".join(lines) + "\n")
+    publish("gram.md", "\n".join(lines) + "\n")
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 import torch
-from rows import HERE, publish
+from rows import HERE, publish, quick_option
 
 from ldnq import formats
 
@@ -35,10 +35,13 @@ WARM_UP = 3.0
 
 
 @click.command()
+@quick_option
 @click.option("--only", help="The row to run anew; the others stay as they are.")
 @click.option("--kills", default=20, show_default=True, help="Runs that are ended by SIGKILL at random moments.")
-def main(only: str | None, kills: int) -> None:
+def main(quick: bool, only: str | None, kills: int) -> None:
     """Stop runs, let them go on, compare how they end, and write the table."""
+    if quick:
+        only, kills = only or "SIGKILL at a random moment", 1
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         started = time.perf_counter()

@@ -3,14 +3,13 @@
     pip install ".[benchmarks]"
     python benchmarks/scaling.py [--most 3000] [--only images]
 
-writes `scaling.md` and `docs/figures/scaling.svg`, rows kept in `scaling.json`, so that it can be stopped and continued;
-without that file everything is measured anew. Every row is a process of its own, `benchmarks/one_run.py`, on one thread
-and on generated images: preset fast, no random views, nothing evaluated. What is not the solver is measured with the
-solver `nearest`, which takes no time; that of the preset by itself.
+writes `scaling.md` and `docs/figures/scaling.svg`, rows kept in `scaling.json`, so that it can be stopped and continued
+(without that file all is measured anew). Every row is a process of its own, `benchmarks/one_run.py`, on one thread and
+on generated images: preset fast, no random views, nothing evaluated. What is not the solver is measured with the solver
+`nearest`, whose time is left out; the preset's solver by itself.
 """
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,9 +20,7 @@ import click
 import matplotlib
 import numpy as np
 from matplotlib import pyplot
-from rows import FIGURES, publish
-
-from ldnq.files import write_json
+from rows import FIGURES, load, publish, quick_option, save
 
 HERE = Path(__file__).parent
 KEPT = HERE / "scaling.json"
@@ -68,9 +65,7 @@ SERIES = {
     "images": Series("calibration images (resnet18, 64 pixels)", lambda case: case.images, IMAGES, solved(*IMAGES[:2])),
     "pixels": Series("side of the images (resnet18, 100 images)", lambda case: case.pixels, PIXELS),
     "depth": Series("depth (resnet18 to resnet101, 100 images of 64 pixels)", depth, DEPTHS, solved(*DEPTHS)),
-    "width": Series(
-        "width (resnet20, 100 images of 32 pixels)", lambda case: case.width or 0, WIDTHS, solved(*WIDTHS)
-    ),
+    "width": Series("width (resnet20, 100 images of 32 pixels)", lambda case: case.width or 0, WIDTHS, solved(*WIDTHS)),
 }
 QUICK = {
     "images": Series("images", lambda case: case.images, tuple(Case("resnet20", n, 32) for n in (32, 64, 128))),
@@ -80,27 +75,24 @@ NOT_YET = "not run yet"
 
 
 @click.command()
+@quick_option
 @click.option("--only", type=click.Choice(list(SERIES)), multiple=True, help="Run the rows of this alone. Repeatable.")
 @click.option("--most", type=int, help="Run the rows with at most so many images alone.")
 @click.option("--solvers/--no-solvers", default=True, help="Whether to run the rows of the preset's solver.")
-@click.option("--quick", is_flag=True, help="Small networks and few images: a look, no table.")
-def main(only: tuple[str, ...], most: int | None, solvers: bool, quick: bool) -> None:
+def main(quick: bool, only: tuple[str, ...], most: int | None, solvers: bool) -> None:
     """Complete the rows, then write the table and the figure."""
     series = QUICK if quick else SERIES
-    rows = [] if quick or not KEPT.exists() else json.loads(KEPT.read_text())
+    rows = load(KEPT)
     chosen = [case for name in only or series if name in series for case in cases(series[name], solvers)]
     for case in sorted(dict.fromkeys(chosen), key=lambda case: (case.solver != "nearest", work(case))):
         if found(rows, case) or (most and case.images > most):
             continue
         rows.append(asdict(case) | run(case))
         click.echo(rows[-1])
-        if not quick:
-            write_json(KEPT, rows)
-    if quick:
-        click.echo(table(rows, series))
-        return
+        save(KEPT, rows)
     publish("scaling.md", table(rows, series))
-    draw(rows, FIGURES / "scaling.svg")
+    if not quick:
+        draw(rows, FIGURES / "scaling.svg")
 
 
 def cases(series: Series, solvers: bool) -> tuple[Case, ...]:
@@ -133,24 +125,23 @@ def run(case: Case) -> dict[str, float]:
 def table(rows: list[dict], series: dict[str, Series]) -> str:
     """The exponents, then what they were fitted to, as Markdown."""
     fits = [
-        "| what grows | time but for the solver | between the last two | time of the solver | memory |",
-        "|---|---|---|---|---|",
+        "| what grows | from | to | time but for the solver | between the last two | time of the solver | memory |",
+        "|---|---|---|---|---|---|---|",
     ]
     points = ["| what grows | to | time but for the solver | time of the solver | MiB |", "|---|---|---|---|---|"]
     for one in series.values():
         seconds, solving, memory = points_of(rows, one)
+        ends = f"{seconds[0][0]:,} | {seconds[-1][0]:,}" if seconds else "|"
         fits.append(
-            f"| {one.title} | {exponent(seconds)} | {exponent(seconds[-2:])} | {exponent(solving)} "
+            f"| {one.title} | {ends} | {exponent(seconds)} | {exponent(seconds[-2:])} | {exponent(solving)} "
             f"| {exponent(memory)} |"
         )
-        first = seconds[0][1] if seconds else math.nan
         for case in one.cases:
             row, other = found(rows, case), found(rows, solved(case)[0])
-            taken = f"{row['seconds'] / first:.2f} |" if row else f"{NOT_YET} |"
-            solver = f" {other['solver_seconds'] / first:.2f} |" if other else f" {NOT_YET if one.solved else ''} |"
-            points.append(
-                f"| {one.title} | {one.size(case):,} | {taken}{solver} {row['mib'] if row else math.nan:,.0f} |"
-            )
+            taken, mib = (f"{row['seconds'] / seconds[0][1]:.2f}", f"{row['mib']:,.0f}") if row else (NOT_YET, "")
+            missing = NOT_YET if solved(case)[0] in one.solved else ""
+            solver = f"{other['solver_seconds'] / seconds[0][1]:.2f}" if other and seconds else missing
+            points.append(f"| {one.title} | {one.size(case):,} | {taken} | {solver} | {mib} |")
     return "\n".join(fits) + "\n\n" + "\n".join(points) + "\n"
 
 
