@@ -23,12 +23,13 @@ from pathlib import Path
 
 import click
 import torch
-from rows import HERE, publish, quick_option
+from rows import HERE, looking, publish, quick_option
 
 from ldnq import formats
 
 COMMAND = [sys.executable, "-m", "ldnq", "quantize"]
 RUN = ["--model", "resnet20", "--dataset", "digits", "--preset", "fast", "--threads", "1"]
+LESS = ["--samples", "64", "--views", "0"]
 HEAD = ["| stopped by | runs | ended with one line or a signal | went on to the same bits |", "|---|---|---|---|"]
 # Until the first layer is reached.
 WARM_UP = 3.0
@@ -95,7 +96,7 @@ def stopped(way: Callable[[Path, float], int], name: str, moment: float) -> tupl
 
 def quantize(*words: str | Path) -> subprocess.Popen:
     """The command, with its remarks kept for later."""
-    where = [] if "--resume" in words else [*RUN, "--output"]
+    where = [] if "--resume" in words else [*RUN, *(LESS if looking() else []), "--output"]
     said = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     # In the background of a script Ctrl-C is ignored, and children inherit that.
     return subprocess.Popen(

@@ -20,6 +20,7 @@ import click
 import matplotlib
 import numpy as np
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullLocator
 from rows import FIGURES, load, publish, quick_option, save
 
 HERE = Path(__file__).parent
@@ -77,7 +78,7 @@ NOT_YET = "not run yet"
 @click.command()
 @quick_option
 @click.option("--only", type=click.Choice(list(SERIES)), multiple=True, help="Run the rows of this alone. Repeatable.")
-@click.option("--most", type=int, help="Run the rows with at most so many images alone.")
+@click.option("--most", type=int, help="Run the rows with at most so many images alone; 0: none.")
 @click.option("--solvers/--no-solvers", default=True, help="Whether to run the rows of the preset's solver.")
 def main(quick: bool, only: tuple[str, ...], most: int | None, solvers: bool) -> None:
     """Complete the rows, then write the table and the figure."""
@@ -85,7 +86,7 @@ def main(quick: bool, only: tuple[str, ...], most: int | None, solvers: bool) ->
     rows = load(KEPT)
     chosen = [case for name in only or series if name in series for case in cases(series[name], solvers)]
     for case in sorted(dict.fromkeys(chosen), key=lambda case: (case.solver != "nearest", work(case))):
-        if found(rows, case) or (most and case.images > most):
+        if found(rows, case) or (most is not None and case.images > most):
             continue
         rows.append(asdict(case) | run(case))
         click.echo(rows[-1])
@@ -181,7 +182,10 @@ def draw(rows: list[dict], path: Path) -> None:
         sizes = [series.size(case) for case in series.cases]
         pane.loglog(sizes, [size / sizes[0] for size in sizes], ":", color="0.5", label="linear")
         pane.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
-        pane.minorticks_off()
+        pane.xaxis.set_minor_locator(NullLocator())
+        pane.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        pane.yaxis.set_major_formatter("{x:g}")
+        pane.yaxis.set_minor_locator(NullLocator())
         pane.set_xlabel(series.title.partition(" (")[0])
         pane.set_title(series.title.partition(" (")[2].rstrip(")"), fontsize=7)
         pane.spines[["top", "right"]].set_visible(False)
