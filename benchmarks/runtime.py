@@ -17,7 +17,7 @@ import click
 import numpy as np
 import onnxruntime
 import torch
-from rows import FEW, SAMPLES, data_of, data_root_option, publish, quick_option
+from rows import FEW, SAMPLES, data_of, data_root_option, looking, publish, quick_option
 from workbench import Workbench
 
 from ldnq.config import RecipeConfig
@@ -66,7 +66,8 @@ def main(quick: bool, data_root: str | None, samples: int) -> None:
 def models(bench: Workbench, calibration) -> dict:
     """What is compared, and the format it is written in."""
     teacher = bench.network.module
-    state = apply_recipe(teacher, calibration, fill_in(RecipeConfig(kbits=5, preset="fast", views=1)), seed=0)
+    less = {"solver": "nearest", "views": 0} if looking() else {"views": 1}
+    state = apply_recipe(teacher, calibration, fill_in(RecipeConfig(kbits=5, preset="fast", **less)), seed=0)
     rounded = QuantizationState(copy.deepcopy(state.student), teacher, dict(state.weights))
     rounded = ActivationRanges()(rounded, calibration, torch.Generator())
     quantized = QuantizedModel(state.student, state.weights)
