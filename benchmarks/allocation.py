@@ -11,7 +11,6 @@ scale a layer, 500 images; every network is compared with the float one on the t
 prints what other measures of a layer's harm would choose, compared on training images.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,21 +18,21 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from rows import SAMPLES, digest, publish, spread
+from rows import data_of, data_root_option, digest, load, looking, publish, quick_option, samples, save, spread
 from torch import Tensor
 from workbench import Workbench
 
 from ldnq.allocation import allocate, choose_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
-from ldnq.config import KBITS, DataConfig, RecipeConfig
+from ldnq.config import KBITS, RecipeConfig
 from ldnq.datasets.images import Prepared, in_memory
-from ldnq.files import write_json
 from ldnq.preparation import start
 from ldnq.presets import fill_in, layerwise
 from ldnq.quantized import QuantizedModel
 from ldnq.recipe import apply_stages
 from ldnq.sensitivity import Comparison, Labels, Sensitivity, measure_sensitivities
+from ldnq.solvers.nearest import Nearest
 
 HERE = Path(__file__).parent
 MODEL, DATASET = "resnet20", "cifar10"
@@ -57,11 +56,14 @@ TRAINING_IMAGES = 4000
 class Bench(Workbench):
     """With the test images in memory, or random training images, and what the float network says of them."""
 
-    def __init__(self, data_root: str, training: bool = False) -> None:
-        super().__init__(MODEL, DataConfig(DATASET, data_root))
+    def __init__(self, data_root: str | None, training: bool = False) -> None:
+        super().__init__(MODEL, data_of(DATASET, data_root))
+        self.stage = replace(STAGE, solver=Nearest()) if looking() else STAGE
         images = self.data.train if training else self.data.test
         rng = np.random.default_rng(1234)
-        indices = np.sort(rng.choice(len(images), TRAINING_IMAGES, replace=False)) if training else None
+        indices = (
+            np.sort(rng.choice(len(images), min(len(images), TRAINING_IMAGES), replace=False)) if training else None
+        )
         images, labels = in_memory(Prepared(images, self.network.preprocessing, indices))
         self.batches = [self.network.preprocessing.normalize(batch) for batch in images.split(BATCH)]
         self.labels = Labels(labels, lambda outputs: outputs)
@@ -75,11 +77,13 @@ class Bench(Workbench):
     def sensitivities(self, images: CalibrationImages, seed: int) -> list[list[Sensitivity]]:
         """Of every layer at every number of levels."""
         generator = torch.Generator().manual_seed(seed)
-        return list(measure_sensitivities(start(self.network.module), images, STAGE, lambda layer: KBITS, generator))
+        return list(
+            measure_sensitivities(start(self.network.module), images, self.stage, lambda layer: KBITS, generator)
+        )
 
     def run(self, images: CalibrationImages, seed: int, levels: Mapping[str, int]) -> dict[str, float]:
         """The measures of the network with these numbers of levels, and its bits a weight."""
-        stage = replace(STAGE, codebooks={name: Codebook.power_of_two(k) for name, k in levels.items()})
+        stage = replace(self.stage, codebooks={name: Codebook.power_of_two(k) for name, k in levels.items()})
         state = apply_stages(self.network.module, images, [stage], torch.Generator().manual_seed(seed))
         comparison = Comparison(self.labels)
         for outputs, targets in zip(self.outputs(state.student), self.targets):
@@ -89,23 +93,23 @@ class Bench(Workbench):
 
 
 @click.command()
-@click.option("--data-root", required=True, help="The folder of CIFAR-10.")
+@quick_option
+@data_root_option("The folder of CIFAR-10.")
 @click.option("--seeds", type=click.IntRange(0, len(SEEDS)), default=len(SEEDS), help="The first so many; 0: none.")
 @click.option("--measures", is_flag=True, help="Compare measures of harm on training images instead.")
-def main(data_root: str, seeds: int, measures: bool) -> None:
+def main(quick: bool, data_root: str | None, seeds: int, measures: bool) -> None:
     """Complete the rows and write the table."""
     if measures:
         compare_measures(Bench(data_root, training=True))
         return
     path = HERE / "allocation.json"
     weights = digest(MODEL, DATASET)
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = [row for row in rows if row["weights"] == weights]
+    rows = [row for row in load(path) if row["weights"] == weights]
     bench = Bench(data_root)
-    for seed in SEEDS[:seeds]:
+    for seed in SEEDS[: 1 if quick else seeds]:
         if all(any(same(row, seed, size, how) for row in rows) for size, how in kinds()):
             continue
-        images = bench.calibration(SAMPLES, seed)
+        images = bench.calibration(samples(), seed)
         found = bench.sensitivities(images, seed)
         for size, how in kinds():
             if any(same(row, seed, size, how) for row in rows):
@@ -114,14 +118,14 @@ def main(data_root: str, seeds: int, measures: bool) -> None:
             row = {"weights": weights, "seed": seed, "size": size, "how": how, "levels": levels}
             rows.append(row | bench.run(images, seed, levels))
             click.echo(f"{how}, {size}, seed {seed}: {rows[-1]['top1']:.2f}")
-            write_json(path, rows)
+            save(path, rows)
     publish("allocation.md", table(rows))
 
 
 def compare_measures(bench: Bench) -> None:
     """Print the divergence of networks of the same levels everywhere, and of those that each measure of harm chooses,
     beside the sum over single layers."""
-    images = bench.calibration(SAMPLES, 0)
+    images = bench.calibration(samples(), 0)
     found = bench.sensitivities(images, 0)
     weights = sum(trials[0].weights for trials in found)
     bits = [[trial.bits / weights for trial in trials] for trials in found]

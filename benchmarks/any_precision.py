@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rows import Kept, publish
+from rows import Kept, data_of, data_root_option, publish, quick_option, results
 
 from ldnq import api
+from ldnq.config import DataConfig
 from ldnq.report.record import Record
 
 HERE = Path(__file__).parent
@@ -36,31 +37,35 @@ PRINTED = {
 
 
 @click.command()
-@click.option("--data-root", required=True, help="Where CIFAR-10 lies.")
+@quick_option
+@data_root_option("Where CIFAR-10 lies.")
 @click.option("--rows", default=",".join(ROWS), help="Names of rows to train; none: write the table alone.")
 @click.option("--factor", default=5, show_default=True, help="How wide the network is.")
 @click.option("--epochs", default=200, show_default=True)
 @click.option("--threads", default=0, help="Of the processor; 0: torch's choice.")
-def main(data_root: str, rows: str, factor: int, epochs: int, threads: int) -> None:
+def main(quick: bool, data_root: str | None, rows: str, factor: int, epochs: int, threads: int) -> None:
     """Train what is not there yet, then write the table."""
     kept = Kept(HERE / "any_precision.json")
+    data = data_of("cifar10", data_root)
+    if quick:
+        rows, factor, epochs = "recursive", 1, 1
     for row in filter(None, rows.split(",")):
         if row not in ROWS:
             raise click.UsageError(f"unknown row {row!r}: expected {', '.join(ROWS)}")
         name = f"{row}, factor {factor}"
         if kept.of(name, epochs) is None:
-            folder = Path("results") / f"any-{row}-{factor}-{epochs}"
-            kept.add({"row": name, "epochs": epochs, "top1": train(row, factor, epochs, data_root, threads, folder)})
+            folder = results() / f"any-{row}-{factor}-{epochs}"
+            kept.add({"row": name, "epochs": epochs, "top1": train(row, factor, epochs, data, threads, folder)})
     publish("any_precision.md", table(kept))
 
 
-def train(row: str, factor: int, epochs: int, data_root: str, threads: int, folder: Path) -> dict[str, float]:
+def train(row: str, factor: int, epochs: int, data: DataConfig, threads: int, folder: Path) -> dict[str, float]:
     """Final top-1 by width."""
     if (folder / "metrics.json").exists():
         return Record.read(folder).metrics["top1_at"]
     options = {
-        "method": "any-precision", "init": "scratch", "model_args": {"factor": factor}, "dataset": "cifar10",
-        "data_root": data_root, "epochs": epochs, "threads": threads, "output": folder, **RECIPE, **ROWS[row],
+        "method": "any-precision", "init": "scratch", "model_args": {"factor": factor}, "dataset": data.dataset,
+        "data_root": data.data_root, "epochs": epochs, "threads": threads, "output": folder, **RECIPE, **ROWS[row],
     }  # fmt: skip
     return api.qat(MODEL, **options).metrics["top1_at"]
 

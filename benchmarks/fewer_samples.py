@@ -5,7 +5,6 @@
 
 writes `fewer_samples.md`: three levels, one scale a layer, 500 images, three draws; the divergence of the quantized
 network's outputs from those of the float one on 4,000 other training images, and how often the first class is the same.
-`--quick` takes one draw of 100 images and writes nothing.
 """
 
 import statistics
@@ -13,12 +12,13 @@ from dataclasses import replace
 
 import click
 import torch
-from rows import SAMPLES, publish
+from rows import data_of, data_root_option, publish, quick_option, samples
 from torch import Tensor, nn
 from workbench import Workbench
 
+from ldnq import runtime
 from ldnq.calibration import CalibrationImages
-from ldnq.config import DataConfig, RecipeConfig
+from ldnq.config import RecipeConfig
 from ldnq.losses import divergence
 from ldnq.preparation import copied
 from ldnq.presets import fill_in, layerwise
@@ -41,28 +41,28 @@ VARIANTS = {
 
 
 @click.command()
-@click.option("--data-root", required=True, help="The folder of CIFAR-10.")
-@click.option("--quick", is_flag=True, help="One draw of few images: a look, no table.")
-def main(data_root: str, quick: bool) -> None:
+@quick_option
+@data_root_option("The folder of CIFAR-10.")
+def main(quick: bool, data_root: str | None) -> None:
     """Quantize in every variant, and write the table."""
-    bench = Workbench("resnet20", DataConfig("cifar10", data_root))
-    network, count = copied(bench.network.module, torch.channels_last), 100 if quick else SAMPLES
+    bench = Workbench("resnet20", data_of("cifar10", data_root))
+    network, count = copied(bench.network.module, runtime.LAYOUT), samples()
+    judged_by = JUDGES // 10 if quick else JUDGES
     stage = replace(layerwise(fill_in(RecipeConfig("fast", training=False))), gram_samples=float("inf"))
     lines = ["| moments of | divergence, 1/1000 | same class, % |", "|---|---|---|"]
     for name, options in VARIANTS.items():
         found = []
         for seed in SEEDS[: 1 if quick else None]:
             generator = torch.Generator().manual_seed(seed)
-            drawn = bench.calibration(count + JUDGES, seed)
-            shuffled = drawn.images[torch.randperm(count + JUDGES, generator=generator)]
-            images, judges = (replace(drawn, images=part) for part in shuffled.split([count, JUDGES]))
+            drawn = bench.calibration(count + judged_by, seed)
+            shuffled = drawn.images[torch.randperm(count + judged_by, generator=generator)]
+            images, judges = (replace(drawn, images=part) for part in shuffled.split([count, judged_by]))
             student = apply_stages(network, images, (replace(stage, **options),), generator).student
             found.append(judged(student, network, judges))
         cells = (_spread([1000 * value for value, _ in found]), _spread([100 * value for _, value in found]))
         lines.append(f"| {name} | {' | '.join(cells)} |")
         click.echo(lines[-1])
-    if not quick:
-        publish("fewer_samples.md", "\n".join(lines) + "\n")
+    publish("fewer_samples.md", "\n".join(lines) + "\n")
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def judged(student: nn.Module, teacher: nn.Module, images: CalibrationImages) ->
 
 def outputs(network: nn.Module, images: CalibrationImages) -> Tensor:
     """Of all images."""
-    return torch.cat([network(batch.contiguous(memory_format=torch.channels_last)) for batch in images.batches()])
+    return torch.cat([network(batch.contiguous(memory_format=runtime.LAYOUT)) for batch in images.batches()])
 
 
 def _spread(values: list[float]) -> str:

@@ -14,7 +14,7 @@ from statistics import median
 
 import click
 import torch
-from rows import publish
+from rows import publish, quick_option
 from torch import Tensor, nn
 
 from ldnq import graph
@@ -29,7 +29,7 @@ IMAGES, REPEATS = 32, 3
 
 @click.command()
 @click.option("--threads", default=0, help="Of the processor; 0: torch's choice.")
-@click.option("--quick", is_flag=True, help="Fewer images, measured once: a look, no table.")
+@quick_option
 def main(threads: int, quick: bool) -> None:
     """Measure, and write the table."""
     if threads:
@@ -44,8 +44,7 @@ def main(threads: int, quick: bool) -> None:
             x = torch.randn(images, *shape).relu().contiguous(memory_format=torch.channels_last)
             lines.append(f"| {model} {measured(layer, x, repeats)}")
             click.echo(lines[-1])
-    if not quick:
-        publish("gram.md", "\n".join(lines) + "\n")
+    publish("gram.md", "\n".join(lines) + "\n")
 
 
 @torch.no_grad()

@@ -23,22 +23,26 @@ from pathlib import Path
 
 import click
 import torch
-from rows import HERE, publish
+from rows import HERE, looking, publish, quick_option
 
 from ldnq import formats
 
 COMMAND = [sys.executable, "-m", "ldnq", "quantize"]
 RUN = ["--model", "resnet20", "--dataset", "digits", "--preset", "fast", "--threads", "1"]
+LESS = ["--samples", "64", "--views", "0"]
 HEAD = ["| stopped by | runs | ended with one line or a signal | went on to the same bits |", "|---|---|---|---|"]
 # Until the first layer is reached.
 WARM_UP = 3.0
 
 
 @click.command()
+@quick_option
 @click.option("--only", help="The row to run anew; the others stay as they are.")
 @click.option("--kills", default=20, show_default=True, help="Runs that are ended by SIGKILL at random moments.")
-def main(only: str | None, kills: int) -> None:
+def main(quick: bool, only: str | None, kills: int) -> None:
     """Stop runs, let them go on, compare how they end, and write the table."""
+    if quick:
+        only, kills = only or "SIGKILL at a random moment", 1
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         started = time.perf_counter()
@@ -92,7 +96,7 @@ def stopped(way: Callable[[Path, float], int], name: str, moment: float) -> tupl
 
 def quantize(*words: str | Path) -> subprocess.Popen:
     """The command, with its remarks kept for later."""
-    where = [] if "--resume" in words else [*RUN, "--output"]
+    where = [] if "--resume" in words else [*RUN, *(LESS if looking() else []), "--output"]
     said = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     # In the background of a script Ctrl-C is ignored, and children inherit that.
     return subprocess.Popen(

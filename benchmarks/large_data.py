@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import click
 from PIL import Image
-from rows import publish
+from rows import publish, quick_option
 
 from ldnq.calibration import draw
 from ldnq.config import CalibrationConfig, DataConfig
@@ -30,7 +30,7 @@ CLASSES, SHARDS, REPEATS = 200, 20, 3
 
 @click.command()
 @click.option("--images", default=200_000, show_default=True)
-@click.option("--quick", is_flag=True, help="A tenth of the images, measured once: a look, no table.")
+@quick_option
 def main(images: int, quick: bool) -> None:
     """Write the images, measure, and write the table."""
     images, repeats = (images // 10, 1) if quick else (images, REPEATS)
@@ -42,9 +42,7 @@ def main(images: int, quick: bool) -> None:
         for form, said in (("folder", f"a folder of {CLASSES} classes"), ("shards", f"{SHARDS} tar shards")):
             factor, size = measured(Path(root), form, images, repeats)
             lines.append(f"| {images:,} | {said} | {factor:.0f} | {size / images:.0f} |")
-            click.echo(lines[-1])
-    if not quick:
-        publish("large_data.md", "\n".join(lines) + "\n")
+    publish("large_data.md", "\n".join(lines) + "\n")
 
 
 def write_folder(folder: Path, images: int) -> None:

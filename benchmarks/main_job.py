@@ -5,7 +5,7 @@
 
 writes `main_job.md`: ResNet-18 at 224 pixels, preset `fast`, 500 images, one thread, without reading the images and
 without evaluation. What counts is the time spent below a function, found by Python's own profiler; times are multiples
-of the plain pass, which is measured before and after. `--quick` takes 48 images and writes nothing.
+of the plain pass, which is measured before and after.
 """
 
 import cProfile
@@ -17,13 +17,13 @@ from dataclasses import replace
 
 import click
 import torch
-from rows import SAMPLES, publish
+from rows import data_of, data_root_option, publish, quick_option, samples
 from torch import nn
 from workbench import Workbench
 
-from ldnq import curvature, problem
+from ldnq import curvature, problem, runtime
 from ldnq.calibration import CalibrationImages
-from ldnq.config import DataConfig, RecipeConfig
+from ldnq.config import RecipeConfig
 from ldnq.preparation import copied
 from ldnq.presets import fill_in
 from ldnq.products import Products
@@ -45,27 +45,27 @@ BEFORE_SOLVING = tuple(PARTS)[:3]
 
 
 @click.command()
-@click.option("--data-root", required=True, help="Where Imagenette lies.")
+@quick_option
+@data_root_option("Where Imagenette lies.")
 @click.option("--model", default="resnet18", show_default=True)
 @click.option("--image-size", default=224, show_default=True)
 @click.option("--kbits", default=3, show_default=True)
 @click.option("--solver", default=None, help=f"{', '.join(solvers)}. [default: the preset's]")
-@click.option("--quick", is_flag=True, help="Few images: a look, no table.")
-def main(data_root: str, model: str, image_size: int, kbits: int, solver: str | None, quick: bool) -> None:
+def main(quick: bool, data_root: str | None, model: str, image_size: int, kbits: int, solver: str | None) -> None:
     """Measure, and write the table."""
     torch.set_num_threads(1)
-    bench = Workbench(model, DataConfig("imagenette", data_root, image_size=image_size))
-    number = 48 if quick else SAMPLES
-    images = replace(bench.calibration(number, SEED), batch_size=bench.config.images_at_once(image_size))
-    network = copied(bench.network.module, torch.channels_last)
+    if quick:
+        model, image_size = "resnet20", 32
+    bench = Workbench(model, data_of("imagenette", data_root, image_size=image_size))
+    images = replace(bench.calibration(samples(), SEED), batch_size=bench.config.images_at_once(image_size))
+    network = copied(bench.network.module, runtime.LAYOUT)
     recipe = fill_in(RecipeConfig("fast", kbits=kbits, training=False, views=0, solver=solver))
     seconds = [plain_pass(network, images)]
     whole, parts = profiled(lambda: apply_recipe(network, images, recipe, SEED))
     seconds.append(plain_pass(network, images))
-    text = table(f"{model}, {image_size} pixels, {number} images", whole, parts, statistics.mean(seconds))
+    text = table(f"{model}, {image_size} pixels, {len(images)} images", whole, parts, statistics.mean(seconds))
     click.echo(text)
-    if not quick:
-        publish("main_job.md", text)
+    publish("main_job.md", text)
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def plain_pass(network: nn.Module, images: CalibrationImages) -> float:
     started = time.perf_counter()
     for _ in range(2):
         for batch in images.batches():
-            network(batch.contiguous(memory_format=torch.channels_last))
+            network(batch.contiguous(memory_format=runtime.LAYOUT))
     return time.perf_counter() - started
 
 

@@ -18,47 +18,49 @@ import click
 import numpy as np
 import torch
 from PIL import Image
-from rows import publish
+from rows import publish, quick_option
 
 from ldnq.network import build
 
-MODEL = "resnet50"
-PIXELS = 224
+MODEL, PIXELS, SIZES = "resnet50", 224, (50, 100, 200)
+QUICK_MODEL, QUICK_PIXELS, QUICK_SIZES = "resnet20", 32, (50, 200)
 
 
 @click.command()
+@quick_option
 @click.argument("sizes", type=int, nargs=-1)
 @click.option("--threads", default=1, show_default=True)
-def main(sizes: tuple[int, ...], threads: int) -> None:
+def main(quick: bool, sizes: tuple[int, ...], threads: int) -> None:
     """Quantize with so many images, 50, 100 and 200 where none are given, and write the table."""
     lines = ["| calibration images | highest resident set, MiB |", "|---|---|"]
     with TemporaryDirectory() as folder:
-        write_inputs(Path(folder), max(sizes := sizes or (50, 100, 200)))
+        model, pixels, usual = (QUICK_MODEL, QUICK_PIXELS, QUICK_SIZES) if quick else (MODEL, PIXELS, SIZES)
+        write_inputs(Path(folder), model, pixels, max(sizes := sizes or usual))
         for size in sizes:
-            lines.append(f"| {size} | {quantize(Path(folder), size, threads):,} |")
+            lines.append(f"| {size} | {quantize(Path(folder), model, pixels, size, threads):,} |")
             click.echo(lines[-1])
     publish("memory.md", "\n".join(lines) + "\n")
 
 
-def write_inputs(folder: Path, images: int) -> None:
+def write_inputs(folder: Path, model: str, pixels: int, images: int) -> None:
     """Weights as `weights.pt`, and images as `images/`, none to test with: the network has learned nothing."""
     torch.manual_seed(0)
-    torch.save(build(MODEL, {"num_classes": 10}).state_dict(), folder / "weights.pt")
+    torch.save(build(model, {"num_classes": 10}).state_dict(), folder / "weights.pt")
     classes = [folder / "images" / "train" / str(number) for number in range(10)]
     for path in classes:
         path.mkdir(parents=True)
     noise = np.random.default_rng(0)
     for number in range(images):
         small = noise.integers(0, 256, (14, 14, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((PIXELS, PIXELS)).save(classes[number % 10] / f"{number:04}.png")
+        Image.fromarray(small).resize((pixels, pixels)).save(classes[number % 10] / f"{number:04}.png")
 
 
-def quantize(folder: Path, images: int, threads: int) -> int:
+def quantize(folder: Path, model: str, pixels: int, images: int, threads: int) -> int:
     """The highest resident set of a run with so many images, in MiB."""
     command = [
-        sys.executable, "-m", "ldnq", "quantize", "--model", MODEL, "--checkpoint", folder / "weights.pt",
+        sys.executable, "-m", "ldnq", "quantize", "--model", model, "--checkpoint", folder / "weights.pt",
         "--num-classes", 10, "--dataset", "folder", "--data-root", folder / "images", "--samples", images,
-        "--image-size", PIXELS, "--preset", "fast", "--solver", "nearest", "--views", 0, "--no-training",
+        "--image-size", pixels, "--preset", "fast", "--solver", "nearest", "--views", 0, "--no-training",
         "--device", "cpu", "--threads", threads, "--output", folder / f"run-{images}",
     ]  # fmt: skip
     process = subprocess.Popen([str(word) for word in command], cwd=folder, stdout=subprocess.DEVNULL)

@@ -8,17 +8,16 @@ of one set of codes and of runs by themselves on the same images. What has been 
 more presets or seeds it goes on.
 """
 
-import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rows import SAMPLES, digest, publish, spread
+from rows import data_of, data_root_option, digest, load, publish, quick_option, samples, save, spread
 from workbench import Workbench
 
-from ldnq.config import KBITS, DataConfig, RecipeConfig
-from ldnq.files import write_json
+from ldnq.config import KBITS, RecipeConfig
 from ldnq.nesting import merged
 from ldnq.presets import fill_in
 from ldnq.quantized import QuantizationState
@@ -29,29 +28,30 @@ MODEL, DATASET = "resnet20", "cifar10"
 
 
 @click.command()
-@click.option("--data-root", required=True, help="The folder of CIFAR-10.")
+@quick_option
+@data_root_option("The folder of CIFAR-10.")
 @click.option("--presets", default="fast", show_default=True, help="Separated by commas.")
 @click.option("--seeds", default="0", show_default=True, help="Of the calibration draws, separated by commas.")
-def main(data_root: str, presets: str, seeds: str) -> None:
+def main(quick: bool, data_root: str | None, presets: str, seeds: str) -> None:
     """Complete the rows and write the table."""
     path, weights = HERE / "nested.json", digest(MODEL, DATASET)
-    rows = json.loads(path.read_text()) if path.exists() else []
-    rows = [row for row in rows if row["weights"] == weights]
-    bench = Workbench(MODEL, DataConfig(DATASET, data_root))
+    rows = [row for row in load(path) if row["weights"] == weights]
+    bench = Workbench(MODEL, data_of(DATASET, data_root))
+    kbits = KBITS[:2] if quick else KBITS
     for seed in map(int, seeds.split(",")):
         for preset in presets.split(","):
             if any((row["preset"], row["seed"]) == (preset, seed) for row in rows):
                 continue
-            rows += [{"weights": weights, "seed": seed} | row for row in measured(bench, preset, seed)]
-            write_json(path, rows)
+            rows += [{"weights": weights, "seed": seed} | row for row in measured(bench, preset, seed, kbits)]
+            save(path, rows)
     publish("nested.md", table(rows))
 
 
-def measured(bench: Workbench, preset: str, seed: int) -> list[dict[str, Any]]:
+def measured(bench: Workbench, preset: str, seed: int, levels: Sequence[int]) -> list[dict[str, Any]]:
     """A row for each number of levels, with both accuracies."""
-    images, recipe = bench.calibration(SAMPLES, seed), fill_in(RecipeConfig(preset=preset))
+    images, recipe = bench.calibration(samples(), seed), fill_in(RecipeConfig(preset=preset))
     module, rows = bench.network.module, []
-    states = apply_nested(module, images, recipe, KBITS, seed, bench.mixed_precision)
+    states = apply_nested(module, images, recipe, levels, seed, bench.mixed_precision)
     check(states)
     for kbits, state in states.items():
         own = apply_recipe(module, images, replace(recipe, kbits=kbits), seed, bench.mixed_precision)
@@ -76,6 +76,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for preset in dict.fromkeys(row["preset"] for row in rows):
         for kbits in KBITS:
             chosen = [row for row in rows if (row["preset"], row["kbits"]) == (preset, kbits)]
+            if not chosen:
+                continue
             cells = " | ".join(spread(chosen, name) for name in ("own", "nested", "lost"))
             lines.append(f"| {preset} | {kbits} | {cells} |")
     return "\n".join(lines) + "\n"

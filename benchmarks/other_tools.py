@@ -7,7 +7,6 @@ writes `other_tools.md`, rows kept in `other_tools.json`. `with_brevitas.py` say
 is no rival: it is what training on all images gives, the ceiling for what one percent of them can give.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,15 +17,14 @@ from typing import Any
 import click
 import torch
 from full_data import FullDataTraining
-from rows import SAMPLES, digest, publish, spread
+from rows import data_of, data_root_option, digest, load, publish, quick_option, samples, save, spread
 from torch import nn
 from with_brevitas import brevitas, gpfq, gptq, learned_rounding, qronos
 from workbench import Workbench
 
 from ldnq.calibration import CalibrationImages
 from ldnq.commands.options import Triple
-from ldnq.config import DataConfig, RecipeConfig
-from ldnq.files import write_json
+from ldnq.config import RecipeConfig
 from ldnq.presets import fill_in, stages
 from ldnq.recipe import apply_recipe, apply_stages
 
@@ -69,25 +67,32 @@ METHODS: dict[str, Method] = {
     "all 50,000 images: straight-through training, 8 epochs": trained_on_all,
 }
 
+# Those that need no other tool, nor time.
+QUICK = ["ldnq, nearest, nothing else", "ldnq, fast"]
+
 
 @click.command()
+@quick_option
 @click.option("--model", default="resnet20", show_default=True)
-@click.option("--data-root", required=True, help="The folder of CIFAR-10.")
+@data_root_option("The folder of CIFAR-10.")
 @click.option("--checkpoint", help="Other weights than those that ship.")
 @click.option("--mean", type=Triple())
 @click.option("--std", type=Triple())
 @click.option("--method", default="", help="Run the rows of methods whose names begin so.")
 @click.option("--seeds", type=click.IntRange(1, len(SEEDS)), default=len(SEEDS), help="The first so many.")
-def main(model: str, data_root: str, checkpoint: str | None, mean, std, method: str, seeds: int) -> None:
+def main(
+    quick: bool, model: str, data_root: str | None, checkpoint: str | None, mean, std, method: str, seeds: int
+) -> None:
     """Complete the rows and write the table."""
     path = HERE / "other_tools.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    bench = Workbench(model, DataConfig("cifar10", data_root, mean=mean, std=std), checkpoint)
+    rows = load(path)
+    bench = Workbench(model, data_of("cifar10", data_root, mean=mean, std=std), checkpoint)
+    chosen = QUICK if quick else [name for name in METHODS if name.startswith(method)]
     weights = Path(checkpoint).name if checkpoint else digest(model, "cifar10")
     teacher = bench.top1(bench.network.module)
-    for seed in SEEDS[:seeds]:
-        images = bench.calibration(SAMPLES, seed)
-        for name in (name for name in METHODS if name.startswith(method)):
+    for seed in SEEDS[: 1 if quick else seeds]:
+        images = bench.calibration(samples(), seed)
+        for name in chosen:
             key = {"model": model, "weights": weights, "method": name, "seed": seed}
             if any(key.items() <= row.items() for row in rows):
                 continue
@@ -100,7 +105,7 @@ def main(model: str, data_root: str, checkpoint: str | None, mean, std, method: 
             rows.append(
                 key | {"teacher_top1": teacher, "quantized_top1": top1, "top1_drop": teacher - top1, "seconds": seconds}
             )
-            write_json(path, rows)
+            save(path, rows)
     publish("other_tools.md", table(rows))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
-from rows import Configuration, Rows, measure, publish, spread
+from rows import Configuration, Rows, data_of, data_root_option, measure, publish, quick_option, samples, spread
 
 from ldnq.presets import presets
 
@@ -20,11 +20,16 @@ NAMES = ("fast", "balanced", "best", "paper")
 
 
 @click.command()
-@click.option("--data-root", required=True, help="The folder of CIFAR-10.")
+@quick_option
+@data_root_option("The folder of CIFAR-10.")
 @click.option("--model", default="resnet20", show_default=True, help="Another one: times are printed, not written.")
-def main(data_root: str, model: str) -> None:
+def main(quick: bool, data_root: str | None, model: str) -> None:
     """Time every preset and write the table."""
-    configurations = {name: Configuration(model, "cifar10", 3, "layer", name) for name in NAMES}
+    dataset = str(data_of("cifar10", data_root).dataset)
+    names = [name for name in NAMES if not quick or name in ("fast", "paper")]
+    configurations = {
+        name: Configuration(model, dataset, 3, "layer", name, calibration_samples=samples()) for name in names
+    }
     seconds = {}
     for name, configuration in configurations.items():
         metrics = measure(configuration, 0, data_root, "auto")

@@ -9,7 +9,7 @@ was stopped goes on where it was while its folder in `results/` is there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import click
 import matplotlib
 from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
-from rows import FIGURES, Kept, publish
+from rows import FIGURES, Kept, data_of, data_root_option, publish, quick_option, results
 
 from ldnq import api, curves
 from ldnq.checkpoints import read
+from ldnq.config import DataConfig
 from ldnq.report.record import Record
 
 HERE = Path(__file__).parent
@@ -67,30 +68,36 @@ REFERENCE = {"resnet20": 92.09}
 
 
 @click.command()
-@click.option("--data-root", required=True, help="Where CIFAR-10 lies.")
+@quick_option
+@data_root_option("Where CIFAR-10 lies.")
 @click.option("--rows", default=",".join(ROWS), help="Names of rows to train; none: write the tables alone.")
 @click.option("--epochs", default=EPOCHS, show_default=True)
 @click.option("--threads", default=0, help="Of the processor; 0: torch's choice.")
-def main(data_root: str, rows: str, epochs: int, threads: int) -> None:
+def main(quick: bool, data_root: str | None, rows: str, epochs: int, threads: int) -> None:
     """Train what is not there yet, then write the table and the plots."""
-    path = HERE / "qat_cifar10.json"
-    kept = Kept(path)
+    kept = Kept(HERE / "qat_cifar10.json")
+    data = data_of("cifar10", data_root)
+    if quick:
+        rows, epochs = "resnet20,resnet20-a4w4", 1
     for name in filter(None, rows.split(",")):
         if name not in ROWS:
             raise click.UsageError(f"unknown row {name!r}: expected {', '.join(ROWS)}")
         if kept.of(name, epochs) is None:
-            kept.add({"row": name, "epochs": epochs} | train(ROWS[name], name, epochs, data_root, threads))
+            row = replace(ROWS[name], model_args={}) if quick else ROWS[name]
+            kept.add({"row": name, "epochs": epochs} | train(row, name, epochs, data, threads))
     publish("qat_cifar10.md", table(kept))
+    if quick:
+        return
     matplotlib.rcParams["svg.hashsalt"] = "ldnq"
     for model in ("nin", "resnet20"):
         plot(kept, model, FIGURES / f"qat-{model}.svg")
 
 
-def train(row: Row, name: str, epochs: int, data_root: str, threads: int) -> dict[str, Any]:
+def train(row: Row, name: str, epochs: int, data: DataConfig, threads: int) -> dict[str, Any]:
     """Final accuracy, and accuracies by epoch."""
-    folder = Path("results") / f"qat-{name}-{epochs}"
+    folder = results() / f"qat-{name}-{epochs}"
     options = {
-        "dataset": "cifar10", "data_root": data_root, "epochs": epochs, "test_every": 1, "threads": threads,
+        "dataset": data.dataset, "data_root": data.data_root, "epochs": epochs, "test_every": 1, "threads": threads,
         "model_args": dict(row.model_args), "output": folder, **row.options,
     }  # fmt: skip
     if "method" not in options:

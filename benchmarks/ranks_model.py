@@ -17,7 +17,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 from rank_constants import Constants, measure
-from rows import FIGURES, publish
+from rows import FIGURES, publish, quick_option
 from torch import nn
 
 from ldnq import graph
@@ -89,7 +89,7 @@ class Counts:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Constants of one measurement: a look, no table.")
+@quick_option
 def main(quick: bool) -> None:
     """Count, measure, and write the tables."""
     layers, constants, machine = counts(), measure(quick), Machine()
@@ -97,10 +97,8 @@ def main(quick: bool) -> None:
     for images in (round(SHARE * IMAGES), IMAGES):
         tables.append(quantizing_table(layers, constants, machine, images))
     tables.append(training_table(layers, constants, machine))
-    text = "\n".join(tables)
-    click.echo(text)
+    publish("ranks_model.md", "\n".join(tables))
     if not quick:
-        publish("ranks_model.md", text)
         draw(layers, constants, machine)
 
 

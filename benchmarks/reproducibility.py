@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import click
 import torch
-from rows import publish
+from rows import publish, quick_option
 
 from ldnq import formats
 from ldnq.formats.contents import Contents
@@ -26,18 +26,20 @@ OTHERS = {"1 thread, once more": ONE, "2 threads": [*ONE[:3], "2"], "GPU": ["--d
 
 
 @click.command()
-def main() -> None:
+@quick_option
+def main(quick: bool) -> None:
     """Quantize, compare and write the table."""
     lines = [
         "| compared with 1 thread | codes that differ | largest difference of a scale | top-1, was |",
         "|---|---|---|---|",
     ]
     with TemporaryDirectory() as folder:
-        first, was = quantize(Path(folder) / "first", ONE)
+        few = ["--samples", "64", "--views", "0"] if quick else []
+        first, was = quantize(Path(folder) / "first", ONE + few)
         for number, (name, options) in enumerate(OTHERS.items()):
             if name == "GPU" and not torch.cuda.is_available():
                 continue
-            other, top1 = quantize(Path(folder) / str(number), options)
+            other, top1 = quantize(Path(folder) / str(number), options + few)
             codes, scale = differences(first, other)
             lines.append(f"| {name} | {codes:.3%} | {scale:.2%} | {top1:.2f}, {was:.2f} |")
             click.echo(lines[-1])

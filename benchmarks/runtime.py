@@ -17,10 +17,10 @@ import click
 import numpy as np
 import onnxruntime
 import torch
-from rows import SAMPLES, publish
+from rows import FEW, SAMPLES, data_of, data_root_option, looking, publish, quick_option
 from workbench import Workbench
 
-from ldnq.config import DataConfig, RecipeConfig
+from ldnq.config import RecipeConfig
 from ldnq.datasets.images import Prepared, in_memory
 from ldnq.export import export
 from ldnq.formats import formats
@@ -34,12 +34,13 @@ ROUNDS = 40
 
 
 @click.command()
-@click.option("--data-root", required=True, help="The folder of Imagenette.")
+@quick_option
+@data_root_option("The folder of Imagenette.")
 @click.option("--samples", default=SAMPLES, show_default=True, help="Calibration images.")
-def main(data_root: str, samples: int) -> None:
+def main(quick: bool, data_root: str | None, samples: int) -> None:
     """Quantize, export, measure and write the table."""
-    bench = Workbench("resnet18", DataConfig("imagenette", data_root, image_size=128))
-    calibration = bench.calibration(samples, seed=0)
+    bench = Workbench("resnet20" if quick else "resnet18", data_of("imagenette", data_root, image_size=128))
+    calibration = bench.calibration(FEW if quick else samples, seed=0)
     images, labels = in_memory(Prepared(bench.data.test, bench.network.preprocessing))
     inputs = bench.network.preprocessing.normalize(images)
     with TemporaryDirectory() as folder:
@@ -65,7 +66,8 @@ def main(data_root: str, samples: int) -> None:
 def models(bench: Workbench, calibration) -> dict:
     """What is compared, and the format it is written in."""
     teacher = bench.network.module
-    state = apply_recipe(teacher, calibration, fill_in(RecipeConfig(kbits=5, preset="fast", views=1)), seed=0)
+    less = {"solver": "nearest", "views": 0} if looking() else {"views": 1}
+    state = apply_recipe(teacher, calibration, fill_in(RecipeConfig(kbits=5, preset="fast", **less)), seed=0)
     rounded = QuantizationState(copy.deepcopy(state.student), teacher, dict(state.weights))
     rounded = ActivationRanges()(rounded, calibration, torch.Generator())
     quantized = QuantizedModel(state.student, state.weights)

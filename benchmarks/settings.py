@@ -5,7 +5,7 @@
 
 writes `settings.md`: passes and gradient steps of ResNet-20 (128 random images of 32 pixels) and ResNet-18 (16 of 224),
 as multiples of one thread in channels-last memory. Each setting runs in a process of its own, and all of them in turns;
-of the turns the fastest counts. `--quick` takes one turn and writes nothing.
+of the turns the fastest counts.
 """
 
 import json
@@ -17,7 +17,7 @@ from itertools import product
 
 import click
 import torch
-from rows import publish
+from rows import publish, quick_option
 
 from ldnq.models import models
 
@@ -35,7 +35,7 @@ TURNS, REPEATS = 3, 5
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One turn: a look, no table.")
+@quick_option
 @click.option("--one", hidden=True, help="A setting to measure in this process.")
 def main(quick: bool, one: str | None) -> None:
     """Measure, and write the table."""
@@ -50,8 +50,7 @@ def main(quick: bool, one: str | None) -> None:
     for name, seconds in best.items():
         lines.append(f"| {name} | {' | '.join(f'{taken / one:.2f}' for taken, one in zip(seconds, unit))} |")
     click.echo("\n".join(lines))
-    if not quick:
-        publish("settings.md", "\n".join(lines) + "\n")
+    publish("settings.md", "\n".join(lines) + "\n")
 
 
 def measured(threads: int, channels_last: bool, compiled: bool) -> list[float]:

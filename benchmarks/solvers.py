@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 import torch
-from rows import SAMPLES, publish
+from rows import publish, quick_option, samples
 from torch import Tensor
 from workbench import Workbench
 
@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 MOST_INPUTS = 2304
 # Dataset, pixels, and every how manieth layer.
 NETWORKS = {"resnet20": ("cifar10", None, 1), "resnet18": ("imagenette", 128, 4)}
+QUICK = {"resnet20": ("digits", None, 6)}
 # Far more patience than the paper has: where it ends, it has converged.
 CONVERGED = Admm(max_iterations=1000, patience=50)
 CODEBOOK = Codebook.power_of_two(3)
@@ -43,13 +44,14 @@ EXACT_ROWS = 4
 
 
 @click.command()
+@quick_option
 @click.option("--data-root", "roots", multiple=True, metavar="DATASET=DIR", help="Where a dataset lies. Repeatable.")
-def main(roots: tuple[str, ...]) -> None:
+def main(quick: bool, roots: tuple[str, ...]) -> None:
     """Solve every layer's problem with every solver and write the tables."""
-    folders = dict(root.split("=", 1) for root in roots)
+    folders = {"digits": None} if quick else dict(root.split("=", 1) for root in roots)
     errors = ["| network | scale | solver | error, mean of layers | worst layer | time |", "|---|---|---|---|---|---|"]
     exact = ["| network | solver | error, mean of problems | worst problem | problems |", "|---|---|---|---|---|"]
-    for model, (dataset, image_size, step) in NETWORKS.items():
+    for model, (dataset, image_size, step) in (QUICK if quick else NETWORKS).items():
         if dataset not in folders:
             continue
         data = DataConfig(dataset, folders[dataset], image_size=image_size)
@@ -68,7 +70,7 @@ def layer_problems(model: str, config: DataConfig, step: int) -> Iterator[LayerP
     """The problem of every layer of a float network, or of one in so many."""
     bench = Workbench(model, config)
     network = bench.network.module
-    batches = list(bench.calibration(SAMPLES, seed=0).batches())
+    batches = list(bench.calibration(samples(), seed=0).batches())
     wiring = Wiring(network)
     walks = [Walk(wiring, batch) for batch in batches]
     for layer in find_layers(network, batches[0][:2])[0][::step]:

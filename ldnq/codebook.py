@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ class Codebook:
 
         A value half way between two levels goes to the one further from zero; with no level at zero, 0 goes up.
         """
-        upper = torch.tensor(self.levels[self.num_levels // 2 :], dtype=x.dtype, device=x.device)
+        upper = _table(self.levels[self.num_levels // 2 :], x.dtype, x.device)
         step = torch.bucketize(x.abs().contiguous(), (upper[1:] + upper[:-1]) / 2, right=True)
         # Without a zero level the first level below zero is one code under the first above it.
         below = self.num_levels // 2 - (self.num_levels % 2 == 0) - step
@@ -93,11 +94,11 @@ class Codebook:
 
     def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Levels of `codes`, in units of the scale."""
-        return torch.tensor(self.levels, dtype=dtype, device=codes.device)[codes.long()]
+        return _table(self.levels, dtype, codes.device)[codes.long()]
 
     def cell(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """The least and the greatest value that `nearest` gives these codes, none beyond the outermost levels."""
-        levels = torch.tensor(self.levels, dtype=dtype, device=codes.device)
+        levels = _table(self.levels, dtype, codes.device)
         middles = (levels[1:] + levels[:-1]) / 2
         lower, upper = torch.cat([levels[:1], middles]), torch.cat([middles, levels[-1:]])
         return lower[codes.long()], upper[codes.long()]
@@ -106,3 +107,17 @@ class Codebook:
         half = [f"{level:g}" for level in self.levels if level > 0]
         zero = ["0"] if self.num_levels % 2 else []
         return "{" + ", ".join(zero + [f"±{'' if level == '1' else level}α" for level in half]) + "}"
+
+
+def _table(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`levels` as a tensor, which nobody may change."""
+    if device.type == "cpu":
+        return torch.tensor(levels, dtype=dtype)
+    return _moved(levels, dtype, device)
+
+
+@cache
+def _moved(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept: whoever moves numbers to a GPU waits until it has done all else."""
+    with torch.inference_mode(False):
+        return torch.tensor(levels, dtype=dtype, device=device)

@@ -12,7 +12,7 @@ PACKAGE = Path(ldnq.__file__).parent
 # From the ground up: a room may import from rows before its own, and from its own row only where that says so.
 ROWS = [
     ["errors"],
-    ["config", "registry", "files", "progress", "extras"],
+    ["config", "registry", "catalogue", "files", "progress", "extras"],
     ["hdf5", "tensorboard", "soundness", "losses", "training_recipe", "launchers"],
     ["details", "curves", "schedules", "training_state"],
     ["codebook", "grid", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],

@@ -78,19 +78,34 @@ class CifarResNet(nn.Module):
         return self.linear(torch.flatten(F.adaptive_avg_pool2d(out, 1), 1))
 
 
-def _family(name: str, blocks: int) -> ModelFamily:
+def _family(name: str, blocks: int, summary: str) -> ModelFamily:
     return ModelFamily(
         name,
         partial(CifarResNet, blocks),
         image_size=32,
         default_dataset="cifar10",
-        summary=f"Deep Residual Learning for Image Recognition, {6 * blocks + 2} layers for 32x32 images",
+        summary=summary,
         paper="arXiv 1512.03385",
     )
 
 
-models.add("resnet20", _family("resnet20", 3))
-models.add("resnet32", _family("resnet32", 5))
-models.add("resnet44", _family("resnet44", 7))
-models.add("resnet56", _family("resnet56", 9))
-models.add("resnet110", _family("resnet110", 18))
+models.add(
+    "resnet20",
+    _family("resnet20", 3, "Deep Residual Learning for Image Recognition, 20 layers for 32x32 images"),
+)
+models.add(
+    "resnet32",
+    _family("resnet32", 5, "Deep Residual Learning for Image Recognition, 32 layers for 32x32 images"),
+)
+models.add(
+    "resnet44",
+    _family("resnet44", 7, "Deep Residual Learning for Image Recognition, 44 layers for 32x32 images"),
+)
+models.add(
+    "resnet56",
+    _family("resnet56", 9, "Deep Residual Learning for Image Recognition, 56 layers for 32x32 images"),
+)
+models.add(
+    "resnet110",
+    _family("resnet110", 18, "Deep Residual Learning for Image Recognition, 110 layers for 32x32 images"),
+)

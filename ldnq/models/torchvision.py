@@ -1,6 +1,5 @@
 """Every image classifier of torchvision, by torchvision's own name."""
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +10,13 @@ from urllib.error import URLError
 import torchvision
 from torch import Tensor, nn
 
+from ldnq.catalogue import cited
 from ldnq.errors import CheckpointError
 from ldnq.models.registry import ModelFamily, models
 
 # Published weights bring sizes of their own; these hold without them.
-IMAGE_SIZE, RESIZE = 224, 256
+IMAGE_SIZE = 224
+RESIZE = 256
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ def _build(name: str, num_classes: int = 1000, **arguments: Any) -> nn.Module:
 
 
 def _family(name: str) -> ModelFamily:
-    text = " ".join((torchvision.models.get_model_builder(name).__doc__ or "").split())
-    # Title and number of the paper that torchvision's documentation names first.
-    paper = re.search(r"`([^`<]+) <https?://arxiv\.org/(?:abs|pdf)/([\d.]+\d)", text)
+    summary, paper = cited(torchvision.models.get_model_builder(name).__doc__ or "")
     return ModelFamily(
         name,
         partial(_build, name),
@@ -84,8 +83,8 @@ def _family(name: str) -> ModelFamily:
         "imagenet",
         RESIZE,
         published=partial(TorchvisionWeights, name),
-        summary=paper[1] if paper else "",
-        paper=f"arXiv {paper[2]}" if paper else "",
+        summary=summary,
+        paper=paper,
     )
 
 
