@@ -55,26 +55,29 @@ class CoordinateDescent:
         """Where the sweeps end, and the errors by sweep."""
         errors = [float(fit.error.sum())]
         for _ in range(self.max_sweeps):
-            fit = problem.fit(self._sweep(problem, fit), fit.scale).or_better(fit)
+            fit = self._sweep(problem, fit).or_better(fit)
             errors.append(float(fit.error.sum()))
             if errors[-1] >= errors[-2] * (1 - self.tolerance):
                 break
         return fit, errors
 
-    def _sweep(self, problem: LayerProblem, fit: Fit) -> Tensor:
-        """Levels after one pass over the inputs, in blocks, so that matrix products carry what changes to the rest."""
+    def _sweep(self, problem: LayerProblem, fit: Fit) -> Fit:
+        """What one pass over the inputs makes of `fit`: in blocks, so that matrix products carry what changes to the
+        rest."""
         H, codebook = problem.gram, problem.codebook
-        wanted = problem.target / fit.scale
-        dead = H.diagonal(dim1=-2, dim2=-1)[:, None] == 0
-        # Of an input that is always zero any level will do: the one nearest to the weight.
-        Q = torch.where(dead, codebook.values(codebook.nearest(wanted, problem.bounds), wanted.dtype), fit.levels)
-        gradient = problem.push(problem.target - fit.scale * Q) @ H
+        Q, dead = fit.levels.clone(), H.diagonal(dim1=-2, dim2=-1)[:, None] == 0
+        if bool(dead.any()):
+            # Of an input that is always zero any level will do: the one nearest to the weight.
+            wanted = problem.target / fit.scale
+            Q = torch.where(dead, codebook.values(codebook.nearest(wanted, problem.bounds), wanted.dtype), Q)
+        moved = fit.moved.clone()
         for start in range(0, Q.shape[2], self.block):
             inputs = slice(start, start + self.block)
-            levels = Block(problem, fit.scale, inputs).descend(Q[..., inputs], gradient[..., inputs])
-            gradient -= problem.push(fit.scale * (levels - Q[..., inputs])) @ H[:, inputs]
+            gradient = problem.pushed_target[..., inputs] - problem.push(fit.scale * moved[..., inputs])
+            levels = Block(problem, fit.scale, inputs).descend(Q[..., inputs], gradient)
+            moved.baddbmm_(levels - Q[..., inputs], H[:, inputs])
             Q[..., inputs] = levels
-        return Q
+        return problem.fit(Q, fit.scale, moved)
 
 
 class Block:
