@@ -1,0 +1,124 @@
+"""The paper's ADMM as a reader of the paper would write it, and ldnq's solvers: time and reconstruction error.
+
+    pip install .
+    python benchmarks/plain_admm.py --data-root DIR [--quick]
+
+writes `plain_admm.md`; DIR holds Imagenette. Of ResNet-18 and ResNet-50 the first layer of every shape: float weights,
+the Gram matrix of 500 images of 128 pixels, three levels, one scale a layer. ResNet-18 has the weights that ship,
+ResNet-50 random ones from a seed and batch norms that have seen the images: it has learned nothing, its inputs are
+correlated as images are. `--quick` takes the layers of fewest inputs and writes nothing.
+
+The plain form solves `(H+ρI) X = …` anew in every iteration, in float32, which is faster than float64. Its first
+iterations are timed: how many it makes and what error it ends with is known from `ldnq.solvers.admm`, which factorizes
+once and makes the same ones, as tests hold and this script checks. Times are those of one processor core.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import click
+import torch
+from rows import SAMPLES, publish
+from solvers import layer_problems, solve
+from torch import Tensor, nn
+from workbench import Workbench
+
+from ldnq.config import DataConfig
+from ldnq.graph import Layer, find_layers
+from ldnq.network import build
+from ldnq.problem import LayerProblem
+from ldnq.recalibration import recalibrate
+from ldnq.solvers.admm import Admm
+from ldnq.solvers.coordinate_descent import CoordinateDescent
+from ldnq.solvers.error_feedback import ErrorFeedback
+from ldnq.solvers.nearest import Nearest
+
+PIXELS = 128
+# Iterations of the plain form that are timed.
+TIMED = 3
+# What `--quick` takes.
+FEW_INPUTS = 256
+OURS = {"error-feedback": ErrorFeedback(), "coordinate-descent": CoordinateDescent()}
+
+
+@click.command()
+@click.option("--data-root", required=True, help="The folder of Imagenette.")
+@click.option("--quick", is_flag=True, help="Layers of few inputs: a look, no table.")
+def main(data_root: str, quick: bool) -> None:
+    """Measure, and write the table."""
+    torch.set_num_threads(1)
+    bench = Workbench("resnet18", DataConfig("imagenette", data_root, image_size=PIXELS))
+    batches = list(bench.calibration(SAMPLES, seed=0).batches())
+    lines = [
+        f"| network | layer | iterations | {' | '.join(f'{name}: times faster | error' for name in OURS)} |",
+        f"|---|---|---|{'---|---|' * len(OURS)}",
+    ]
+    for model, network in {"resnet18": bench.network.module, "resnet50": untrained("resnet50", batches)}.items():
+        times: list[list[float]] = []
+        for problem in layer_problems(network, batches, shapes(network, batches[0], quick)):
+            lines.append(f"| {model} | {measured(problem, times)}")
+            click.echo(lines[-1])
+        plain, *own = (sum(column) for column in zip(*times))
+        lines.append(f"| {model} | all of these | | {' | '.join(f'{plain / taken:.1f} | ' for taken in own)}|")
+        click.echo(lines[-1])
+    if not quick:
+        publish("plain_admm.md", "\n".join(lines) + "\n")
+
+
+def untrained(model: str, batches: list[Tensor]) -> nn.Module:
+    """A network of random weights whose batch norms know the images."""
+    torch.manual_seed(0)
+    network = build(model, {"num_classes": 10})
+    recalibrate(network, batches)
+    return network.requires_grad_(False)
+
+
+def shapes(network: nn.Module, batch: Tensor, quick: bool) -> list[Layer]:
+    """The first layer of every shape."""
+    found = {layer.shape: layer for layer in reversed(find_layers(network, batch[:2])[0])}
+    most = FEW_INPUTS if quick else float("inf")
+    return [layer for layer in reversed(found.values()) if layer.to_matrix(torch.empty(layer.shape)).shape[2] <= most]
+
+
+def measured(problem: LayerProblem, times: list[list[float]]) -> str:
+    """The rest of a row; the seconds of the plain form and of ours are added to `times`."""
+    rough = replace(problem, target=problem.target.float(), gram=problem.gram.float())
+    same = Admm()(rough).errors
+    error, iterations = min(same), len(same) - 1
+    first, seconds = zip(*itertools.islice(plain_admm(rough), TIMED))
+    if not torch.allclose(torch.tensor(first), torch.tensor(same[1 : TIMED + 1]), rtol=0.01):
+        raise click.ClickException(f"the plain form goes another way: errors of {first}, not {same[1 : TIMED + 1]}")
+    plain = iterations * sum(seconds) / len(seconds)
+    own = [solve(solver, replace(problem)) for solver in OURS.values()]
+    times.append([plain, *(taken for _, taken in own)])
+    shape = "x".join(map(str, problem.target.shape[1:]))
+    ratios = " | ".join(f"{plain / taken:.1f} | {found / error:.2f}" for found, taken in own)
+    return f"{shape} | {iterations} | {ratios} |"
+
+
+def plain_admm(problem: LayerProblem) -> Iterator[tuple[float, float]]:
+    """Section 3.3 of the paper: error and seconds of every iteration."""
+    W, H = problem.target[0], problem.gram[0]
+    levels = torch.tensor(problem.codebook.levels)
+    start = Nearest()(problem)
+    alpha = start.scale.squeeze()
+    G, U = alpha * levels[start.codes[0].long()], torch.zeros_like(W)
+    rho = H[0, 0]
+    identity = torch.eye(len(H))
+    while True:
+        begun = time.process_time()
+        W_next = torch.linalg.solve(H + rho * identity, (W @ H + rho * (G - U)).T).T
+        V, previous = W_next + U, 0.0
+        while abs(alpha - previous) > 1e-6 * alpha:
+            Q = levels[problem.codebook.nearest(V / alpha).long()]
+            previous, alpha = alpha, (V * Q).sum() / Q.square().sum()
+        G = alpha * Q
+        U = V - G
+        error = float(((W - G) @ H * (W - G)).sum())
+        yield error, time.process_time() - begun
+
+
+if __name__ == "__main__":
+    main()
