@@ -84,11 +84,11 @@ class Codebook:
 
         A value half way between two levels goes to the one further from zero; with no level at zero, 0 goes up.
         """
-        upper = torch.tensor(self.levels[self.num_levels // 2 :], dtype=x.dtype, device=x.device)
-        step = torch.bucketize(x.abs().contiguous(), (upper[1:] + upper[:-1]) / 2, right=True)
-        # Without a zero level the first level below zero is one code under the first above it.
-        below = self.num_levels // 2 - (self.num_levels % 2 == 0) - step
-        codes = torch.where(x < 0, below, self.num_levels // 2 + step).to(torch.uint8)
+        levels = torch.tensor(self.levels, dtype=x.dtype)
+        middles = (levels[1:] + levels[:-1]) / 2
+        # Where a middle belongs to the level below it, the next number above is the first that does not.
+        middles = torch.where(middles < 0, torch.nextafter(middles, torch.zeros_like(middles)), middles)
+        codes = torch.bucketize(x.contiguous(), middles.to(x.device), out_int32=True, right=True).to(torch.uint8)
         return codes if bounds is None else bounds.clamp(codes)
 
     def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 from ldnq.codebook import Bounds, Codebook
 from ldnq.errors import NetworkError
 
+# So many tell nearly which scale is the best for all.
+ROWS = 64
+
 
 @dataclass(frozen=True)
 class LayerProblem:
@@ -151,7 +154,11 @@ def project(
     scale 1 and the codes nearest to zero.
     """
     axes = (2,) if per_channel else (0, 1, 2)
-    if scale is None:
+    if scale is None and not per_channel and values.shape[1] > 2 * ROWS:
+        # What serves some of the rows is a good start for all.
+        some = (slice(None), slice(None, None, values.shape[1] // ROWS))
+        _, scale = project(values[some], codebook, per_channel, bounds=bounds and bounds[some])
+    elif scale is None:
         scale = _best_start(values, codebook, axes, bounds)
     for _ in range(iterations):
         levels = codebook.values(codebook.nearest(values / scale, bounds), values.dtype)

@@ -70,14 +70,14 @@ class CoordinateDescent:
             # Of an input that is always zero any level will do: the one nearest to the weight.
             wanted = problem.target / fit.scale
             Q = torch.where(dead, codebook.values(codebook.nearest(wanted, problem.bounds), wanted.dtype), Q)
-        moved = fit.moved.clone()
+        changes = Q - fit.levels
         for start in range(0, Q.shape[2], self.block):
             inputs = slice(start, start + self.block)
-            gradient = problem.pushed_target[..., inputs] - problem.push(fit.scale * moved[..., inputs])
+            moved = fit.moved[..., inputs] + changes[..., :start] @ H[:, :start, inputs]
+            gradient = problem.pushed_target[..., inputs] - problem.push(fit.scale * moved)
             levels = Block(problem, fit.scale, inputs).descend(Q[..., inputs], gradient)
-            moved.baddbmm_(levels - Q[..., inputs], H[:, inputs])
-            Q[..., inputs] = levels
-        return problem.fit(Q, fit.scale, moved)
+            changes[..., inputs] = levels - fit.levels[..., inputs]
+        return problem.fit(fit.levels + changes, fit.scale)
 
 
 class Block:
@@ -85,13 +85,10 @@ class Block:
 
     def __init__(self, problem: LayerProblem, scale: Tensor, inputs: slice) -> None:
         self.problem = problem
-        self.scale = scale.expand(*problem.target.shape[:2], 1)
-        self.H = problem.gram[:, inputs, inputs]
-        S = problem.sensitivity
+        self.H, S = problem.gram[:, inputs, inputs], problem.sensitivity
         curvature = self.H.diagonal(dim1=-2, dim2=-1)[:, None]
-        self.curvature = curvature if S is None else S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature
-        self.step = torch.where(self.curvature > 0, 1 / (scale * self.curvature), 0.0)
-        self.least = LEAST_GAIN * self.curvature * scale.square()
+        curvature = curvature if S is None else S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature
+        self.scale, self.curvature = torch.broadcast_tensors(scale.expand(*problem.target.shape[:2], 1), curvature)
         self.bounds = problem.bounds and problem.bounds[..., inputs]
 
     def descend(self, Q: Tensor, gradient: Tensor) -> Tensor:
@@ -100,26 +97,35 @@ class Block:
         `gradient` is minus half of the error's by the weights. In every step each row makes its best change.
         """
         Q, gradient = Q.clone(), gradient.clone()
-        codebook, S = self.problem.codebook, self.problem.sensitivity
+        S = self.problem.sensitivity
+        # Rows that may still change: where they are coupled, all of them.
+        rows = torch.arange(Q.shape[1], device=Q.device)
         while True:
-            # The error is a parabola of one code: of the levels within bounds too the nearest is the best.
-            chosen = codebook.values(codebook.nearest(Q + self.step * gradient, self.bounds), Q.dtype)
-            change = self.scale * (chosen - Q)
-            gain = change * (2 * gradient - self.curvature * change) - self.least
+            change, gain = self._best_changes(Q[:, rows], gradient[:, rows], rows)
             best, place = gain.max(2, keepdim=True)
-            rows = (best > 0).any(0).flatten().nonzero().flatten()
-            if not len(rows):
+            better = (best > 0).any(0).flatten().nonzero().flatten()
+            if not len(better):
                 return Q
-            change = torch.where(best > 0, change.gather(2, place), 0.0)[:, rows]
-            place = place[:, rows]
+            change = torch.where(best > 0, change.gather(2, place), 0.0)[:, better]
+            place, found = place[:, better], rows[better]
             moved = self.H.gather(1, place.expand(*place.shape[:2], self.H.shape[2]))
             if S is None:
+                rows = found
                 gradient[:, rows] -= change * moved
             else:
-                coupling = S[:, rows[:, None], rows] * moved.gather(2, place.mT.expand(-1, len(rows), -1))
-                change = self._agree(change, gradient[:, rows].gather(2, place), coupling)
-                gradient -= S[:, :, rows] @ (change * moved)
-            Q[:, rows] = Q[:, rows].scatter_add(2, place, change / self.scale[:, rows])
+                coupling = S[:, found[:, None], found] * moved.gather(2, place.mT.expand(-1, len(found), -1))
+                change = self._agree(change, gradient[:, found].gather(2, place), coupling)
+                gradient -= S[:, :, found] @ (change * moved)
+            Q[:, found] = Q[:, found].scatter_add(2, place, change / self.scale[:, found, :1])
+
+    def _best_changes(self, Q: Tensor, gradient: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The best change of each weight of some `rows` by itself, and what it gains."""
+        scale, curvature = self.scale[:, rows], self.curvature[:, rows]
+        codebook, bounds = self.problem.codebook, self.bounds and self.bounds[:, rows]
+        # The error is a parabola of one code: of the levels within bounds too the nearest is the best.
+        step = torch.where(curvature > 0, gradient / (scale * curvature), 0.0)
+        change = scale * (codebook.values(codebook.nearest(Q + step, bounds), Q.dtype) - Q)
+        return change, change * (2 * gradient - curvature * change) - LEAST_GAIN * curvature * scale.square()
 
     @staticmethod
     def _agree(change: Tensor, gradient: Tensor, coupling: Tensor) -> Tensor:

@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from ldnq.codebook import Bounds, Codebook
-from ldnq.problem import Fit, LayerProblem, LayerSolution, factorize, project
+from ldnq.problem import ROWS, Fit, LayerProblem, LayerSolution, factorize, project
 from ldnq.solvers.registry import solvers
 
 # Numbers rounded at once: 512 MiB in float64.
 MAX_ENTRIES = 1 << 26
 # So many are rounded in no time.
 CHEAP = 1 << 18
-# So many tell the best scale of all.
-ROWS = 64
 
 
 @solvers.register("error-feedback")
