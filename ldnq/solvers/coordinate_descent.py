@@ -11,6 +11,8 @@ from ldnq.solvers.registry import solvers
 
 # Of what a step from one level to the next would cost: less may be rounding.
 LEAST_GAIN = 1e-9
+# Inputs whose changes are carried to all others at once.
+LAZY = 512
 
 
 @solvers.register("coordinate-descent")
@@ -62,22 +64,25 @@ class CoordinateDescent:
         return fit, errors
 
     def _sweep(self, problem: LayerProblem, fit: Fit) -> Fit:
-        """What one pass over the inputs makes of `fit`: in blocks, so that matrix products carry what changes to the
-        rest."""
+        """What one pass over the inputs makes of `fit`: in blocks, and what changes is carried to the rest by matrix
+        products of many blocks (as GPTQ's lazy batches)."""
         H, codebook = problem.gram, problem.codebook
         Q, dead = fit.levels.clone(), H.diagonal(dim1=-2, dim2=-1)[:, None] == 0
         if bool(dead.any()):
             # Of an input that is always zero any level will do: the one nearest to the weight.
             wanted = problem.target / fit.scale
             Q = torch.where(dead, codebook.values(codebook.nearest(wanted, problem.bounds), wanted.dtype), Q)
-        changes = Q - fit.levels
-        for start in range(0, Q.shape[2], self.block):
-            inputs = slice(start, start + self.block)
-            moved = fit.moved[..., inputs] + changes[..., :start] @ H[:, :start, inputs]
-            gradient = problem.pushed_target[..., inputs] - problem.push(fit.scale * moved)
-            levels = Block(problem, fit.scale, inputs).descend(Q[..., inputs], gradient)
-            changes[..., inputs] = levels - fit.levels[..., inputs]
-        return problem.fit(fit.levels + changes, fit.scale)
+        changes, moved, d = Q - fit.levels, fit.moved.clone(), Q.shape[2]
+        for first in range(0, d, LAZY):
+            batch = slice(first, min(first + LAZY, d))
+            for start in range(first, batch.stop, self.block):
+                inputs = slice(start, min(start + self.block, batch.stop))
+                known = moved[..., inputs] + changes[..., first:start] @ H[:, first:start, inputs]
+                gradient = problem.pushed_target[..., inputs] - problem.push(fit.scale * known)
+                levels = Block(problem, fit.scale, inputs).descend(Q[..., inputs], gradient)
+                changes[..., inputs] = levels - fit.levels[..., inputs]
+            moved.baddbmm_(changes[..., batch], H[:, batch])
+        return problem.fit(fit.levels + changes, fit.scale, moved)
 
 
 class Block:
