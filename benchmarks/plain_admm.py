@@ -40,7 +40,10 @@ PIXELS = 128
 TIMED = 3
 # What `--quick` takes.
 FEW_INPUTS = 256
-OURS = {"error-feedback": ErrorFeedback(), "coordinate-descent": CoordinateDescent()}
+OURS = {
+    "coordinate-descent": CoordinateDescent(),
+    "coordinate-descent, beam of one": CoordinateDescent((ErrorFeedback(beam=1),)),
+}
 
 
 @click.command()

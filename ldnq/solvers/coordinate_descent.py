@@ -13,6 +13,8 @@ from ldnq.solvers.registry import solvers
 LEAST_GAIN = 1e-9
 # Inputs whose changes are carried to all others at once.
 LAZY = 512
+# Rows that change at once, where they are coupled.
+COUPLED = 128
 
 
 @solvers.register("coordinate-descent")
@@ -79,22 +81,39 @@ class CoordinateDescent:
                 inputs = slice(start, min(start + self.block, batch.stop))
                 known = moved[..., inputs] + changes[..., first:start] @ H[:, first:start, inputs]
                 gradient = problem.pushed_target[..., inputs] - problem.push(fit.scale * known)
-                levels = Block(problem, fit.scale, inputs).descend(Q[..., inputs], gradient)
-                changes[..., inputs] = levels - fit.levels[..., inputs]
+                changes[..., inputs] = (
+                    self._descend_in(problem, fit.scale, inputs, Q, gradient) - fit.levels[..., inputs]
+                )
             moved.baddbmm_(changes[..., batch], H[:, batch])
         return problem.fit(fit.levels + changes, fit.scale, moved)
 
+    def _descend_in(self, problem: LayerProblem, scale: Tensor, inputs: slice, Q: Tensor, gradient: Tensor) -> Tensor:
+        """Levels of the `inputs`, from `Q`."""
+        if problem.sensitivity is None:
+            return Block(problem, scale, slice(None), inputs).descend(Q[..., inputs], gradient)
+        levels = Q[..., inputs].clone()
+        for start in range(0, Q.shape[1], COUPLED):
+            rows = slice(start, start + COUPLED)
+            found = Block(problem, scale, rows, inputs).descend(levels[:, rows], gradient[:, rows])
+            changed = scale.expand(*Q.shape[:2], 1)[:, rows] * (found - levels[:, rows])
+            gradient = gradient - problem.sensitivity[:, :, rows] @ (changed @ problem.gram[:, inputs, inputs])
+            levels[:, rows] = found
+        return levels
+
 
 class Block:
-    """The codes of some of the `inputs`, while those of all others and the `scale` stand."""
+    """The codes of some `rows` and `inputs`, while all others and the `scale` stand."""
 
-    def __init__(self, problem: LayerProblem, scale: Tensor, inputs: slice) -> None:
-        self.problem = problem
-        self.H, S = problem.gram[:, inputs, inputs], problem.sensitivity
+    def __init__(self, problem: LayerProblem, scale: Tensor, rows: slice, inputs: slice) -> None:
+        self.codebook = problem.codebook
+        self.H, self.S = problem.gram[:, inputs, inputs], problem.sensitivity
         curvature = self.H.diagonal(dim1=-2, dim2=-1)[:, None]
-        curvature = curvature if S is None else S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature
-        self.scale, self.curvature = torch.broadcast_tensors(scale.expand(*problem.target.shape[:2], 1), curvature)
-        self.bounds = problem.bounds and problem.bounds[..., inputs]
+        if self.S is not None:
+            self.S = self.S[:, rows, rows]
+            curvature = self.S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature
+        scale = scale.expand(*problem.target.shape[:2], 1)[:, rows]
+        self.scale, self.curvature = torch.broadcast_tensors(scale, curvature)
+        self.bounds = problem.bounds and problem.bounds[:, rows, inputs]
 
     def descend(self, Q: Tensor, gradient: Tensor) -> Tensor:
         """Levels (groups, rows, inputs) from `Q`, where no row can lower the error any more by changing one code.
@@ -102,7 +121,7 @@ class Block:
         `gradient` is minus half of the error's by the weights. In every step each row makes its best change.
         """
         Q, gradient = Q.clone(), gradient.clone()
-        S = self.problem.sensitivity
+        S = self.S
         # Rows that may still change: where they are coupled, all of them.
         rows = torch.arange(Q.shape[1], device=Q.device)
         while True:
@@ -126,7 +145,7 @@ class Block:
     def _best_changes(self, Q: Tensor, gradient: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The best change of each weight of some `rows` by itself, and what it gains."""
         scale, curvature = self.scale[:, rows], self.curvature[:, rows]
-        codebook, bounds = self.problem.codebook, self.bounds and self.bounds[:, rows]
+        codebook, bounds = self.codebook, self.bounds and self.bounds[:, rows]
         # The error is a parabola of one code: of the levels within bounds too the nearest is the best.
         step = torch.where(curvature > 0, gradient / (scale * curvature), 0.0)
         change = scale * (codebook.values(codebook.nearest(Q + step, bounds), Q.dtype) - Q)

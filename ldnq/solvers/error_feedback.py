@@ -35,7 +35,7 @@ class ErrorFeedback:
     high: float = 2.2
     beam: int = 16
     widest: int = 128
-    block: int = 64
+    block: int = 32
     depth: int = 128
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
