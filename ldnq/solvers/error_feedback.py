@@ -103,14 +103,14 @@ class Search:
         self.columns = order[:, None]
         mean = diagonal.mean(-1).view(-1, 1, 1)
         # Where a group has no input at all M = I: its weights are rounded to the nearest level.
-        penalty = torch.where(mean > 0, damping * mean, 1.0)
-        damped = H + penalty * torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
+        penalty = torch.where(mean > 0, damping * mean, 1.0).squeeze(2)
         # Cholesky's factor is lower: it is that of the inputs in the opposite order.
         last = order.flip(1)
-        damped = damped.gather(1, last[:, :, None].expand_as(H)).gather(2, last[:, None].expand_as(H))
-        M = factorize(damped).flip(1, 2)
-        pivots = M.diagonal(dim1=-2, dim2=-1)
-        self.N, self.pivots = (M / pivots[:, None]).float(), pivots.float()
+        damped = H.gather(1, last[:, :, None].expand_as(H)).gather(2, last[:, None].expand_as(H))
+        damped.diagonal(dim1=-2, dim2=-1).add_(penalty)
+        M = factorize(damped).float().flip(1, 2)
+        self.pivots = M.diagonal(dim1=-2, dim2=-1)
+        self.N = M / self.pivots[:, None]
 
     def __call__(self, problem: LayerProblem, scales: Sequence[Tensor], beam: int) -> Iterable[Tensor]:
         """Levels for the weights of `problem` by each of the `scales`, all in one pass, as if each were a layer of its
