@@ -10,7 +10,7 @@ from ldnq.codebook import Bounds, Codebook
 from ldnq.problem import ROWS, Fit, LayerProblem, LayerSolution, factorize, project
 from ldnq.solvers.registry import solvers
 
-# Numbers rounded at once: 512 MiB in float64.
+# Numbers rounded at once: 256 MiB in float32.
 MAX_ENTRIES = 1 << 26
 # So many are rounded in no time.
 CHEAP = 1 << 18
