@@ -9,20 +9,21 @@ optimum is known of the part of a problem that belongs to one input and one outp
 assignments of levels are tried.
 """
 
+import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 import torch
 from rows import publish, quick_option, samples
-from torch import Tensor
+from torch import Tensor, nn
 from workbench import Workbench
 
 from ldnq.codebook import Codebook
 from ldnq.config import SCALES, DataConfig
-from ldnq.graph import find_layers
+from ldnq.graph import Layer, find_layers
 from ldnq.moments import gather_moments
 from ldnq.problem import LayerProblem, Solver
 from ldnq.solvers import solvers
@@ -54,8 +55,10 @@ def main(quick: bool, roots: tuple[str, ...]) -> None:
     for model, (dataset, image_size, step) in (QUICK if quick else NETWORKS).items():
         if dataset not in folders:
             continue
-        data = DataConfig(dataset, folders[dataset], image_size=image_size)
-        problems = list(layer_problems(model, data, step))
+        bench = Workbench(model, DataConfig(dataset, folders[dataset], image_size=image_size))
+        batches = list(bench.calibration(samples(), seed=0).batches())
+        layers = find_layers(bench.network.module, batches[0][:2])[0][::step]
+        problems = list(layer_problems(bench.network.module, batches, [each for each in layers if _fits(each)]))
         for scale in SCALES:
             shared = [LayerProblem(p.target, p.gram, p.codebook, scale == "channel") for p in problems]
             errors += [f"| {model} | {scale} | {row}" for row in beside_admm(shared)]
@@ -65,18 +68,17 @@ def main(quick: bool, roots: tuple[str, ...]) -> None:
     publish("solvers.md", text + "\n")
 
 
+def _fits(layer: Layer) -> bool:
+    return math.prod(layer.shape[1:]) <= MOST_INPUTS
+
+
 @torch.no_grad()
-def layer_problems(model: str, config: DataConfig, step: int) -> Iterator[LayerProblem]:
-    """The problem of every layer of a float network, or of one in so many."""
-    bench = Workbench(model, config)
-    network = bench.network.module
-    batches = list(bench.calibration(samples(), seed=0).batches())
+def layer_problems(network: nn.Module, batches: list[Tensor], layers: Iterable[Layer]) -> Iterator[LayerProblem]:
+    """The problems of some layers of a float network."""
     wiring = Wiring(network)
     walks = [Walk(wiring, batch) for batch in batches]
-    for layer in find_layers(network, batches[0][:2])[0][::step]:
+    for layer in layers:
         module = network.get_submodule(layer.name)
-        if module.weight[0].numel() > MOST_INPUTS:
-            continue
         calls = (call for walk in walks for call in zip(walk.inputs(layer), walk.outputs(layer)))
         gram = gather_moments(layer, module, module, calls).gram
         yield LayerProblem(layer.to_matrix(module.weight.double()), gram, CODEBOOK)
@@ -107,10 +109,10 @@ def beside_optimum(problems: list[LayerProblem]) -> Iterator[str]:
 
 
 def solve(solver: Solver, problem: LayerProblem) -> tuple[float, float]:
-    """The error that a solver leaves, and the seconds it takes."""
-    started = time.perf_counter()
+    """The error that a solver leaves, and the seconds of the processor it takes."""
+    started = time.process_time()
     solution = solver(problem)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return problem.error(solution.scale * problem.codebook.values(solution.codes, torch.float64)), seconds
 
 

@@ -85,11 +85,8 @@ class Codebook:
 
         A value half way between two levels goes to the one further from zero; with no level at zero, 0 goes up.
         """
-        upper = _table(self.levels[self.num_levels // 2 :], x.dtype, x.device)
-        step = torch.bucketize(x.abs().contiguous(), (upper[1:] + upper[:-1]) / 2, right=True)
-        # Without a zero level the first level below zero is one code under the first above it.
-        below = self.num_levels // 2 - (self.num_levels % 2 == 0) - step
-        codes = torch.where(x < 0, below, self.num_levels // 2 + step).to(torch.uint8)
+        codes = torch.bucketize(x.contiguous(), _middles(self.levels, x.dtype, x.device), out_int32=True, right=True)
+        codes = codes.to(torch.uint8)
         return codes if bounds is None else bounds.clamp(codes)
 
     def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -111,13 +108,20 @@ class Codebook:
 
 def _table(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`levels` as a tensor, which nobody may change."""
-    if device.type == "cpu":
-        return torch.tensor(levels, dtype=dtype)
-    return _moved(levels, dtype, device)
+    return _tables(levels, dtype, device)[0]
+
+
+def _middles(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Where `levels` part: from each of these numbers on the upper level is the nearest."""
+    return _tables(levels, dtype, device)[1]
 
 
 @cache
-def _moved(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _tables(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Kept: whoever moves numbers to a GPU waits until it has done all else."""
     with torch.inference_mode(False):
-        return torch.tensor(levels, dtype=dtype, device=device)
+        table = torch.tensor(levels, dtype=dtype)
+        middles = (table[1:] + table[:-1]) / 2
+        # Where a middle belongs to the level below it, the next number above is the first that does not.
+        middles = torch.where(middles < 0, torch.nextafter(middles, torch.zeros_like(middles)), middles)
+        return table.to(device), middles.to(device)

@@ -10,6 +10,9 @@ from torch import Tensor
 from ldnq.codebook import Bounds, Codebook
 from ldnq.errors import NetworkError
 
+# So many tell nearly which scale is the best for all.
+ROWS = 64
+
 
 @dataclass(frozen=True)
 class LayerProblem:
@@ -31,7 +34,14 @@ class LayerProblem:
 
     def by_rows(self) -> "LayerProblem":
         """The same with S = I."""
-        return replace(self, sensitivity=None)
+        return self if self.sensitivity is None else replace(self, sensitivity=None)
+
+    def every_row(self, step: int) -> "LayerProblem":
+        """Of a problem whose S = I every so manieth row."""
+        if step == 1:
+            return self
+        rows = (slice(None), slice(None, None, step))
+        return replace(self, target=self.target[rows], bounds=self.bounds and self.bounds[rows])
 
     @cached_property
     def pushed_target(self) -> Tensor:
@@ -47,11 +57,12 @@ class LayerProblem:
         difference = self.target - weights
         return float((self.push(difference) @ self.gram * difference).sum())
 
-    def fit(self, levels: Tensor, scale: Tensor) -> "Fit":
+    def fit(self, levels: Tensor, scale: Tensor, moved: Tensor | None = None) -> "Fit":
         """`levels` Q (groups, rows, d) with the scale of least error, or with `scale` where Q does not point along W at
-        all: `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H and S, or all rows' scales together where S couples them."""
+        all: `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H and S, or all rows' scales together where S couples them. `moved` is
+        Q H, if it is known."""
         coupled = self.sensitivity is not None
-        moved = levels @ self.gram
+        moved = levels @ self.gram if moved is None else moved
         if coupled and self.per_channel:
             scale = self._coupled_scales(levels, moved, scale)
         else:
@@ -62,7 +73,8 @@ class LayerProblem:
         gradient = self.pushed_target - self.push(scale * moved)
         # Whatever has a scale of its own has an error of its own, unless rows share theirs.
         axes = (2,) if self.per_channel and not coupled else (0, 1, 2)
-        return Fit(levels, scale, (gradient * (self.target - scale * levels)).sum(axes, keepdim=True))
+        error = (gradient * (self.target - scale * levels)).sum(axes, keepdim=True)
+        return Fit(levels, scale, error, moved)
 
     def _coupled_scales(self, levels: Tensor, moved: Tensor, scale: Tensor) -> Tensor:
         """The α (groups, rows, 1) of least error, `(S ∘ Q H Qᵀ) α = (S ∘ Q H Wᵀ) 1`, with `moved` Q H; a row whose α
@@ -79,21 +91,20 @@ class LayerProblem:
 
 @dataclass(frozen=True)
 class Fit:
-    """`levels` (groups, rows, d), the `scale` that suits them best, and the `error` that is left of everything that can
-    be decided by itself: each (groups, rows, 1) or (1, 1, 1)."""
+    """`levels` Q (groups, rows, d), the `scale` that suits them best, the `error` that is left of everything that can
+    be decided by itself, each (groups, rows, 1) or (1, 1, 1), and Q H."""
 
     levels: Tensor
     scale: Tensor
     error: Tensor
+    moved: Tensor
 
     def or_better(self, other: "Fit") -> "Fit":
         """Of two the one with the smaller error, decided anew for everything that has its own error."""
         better = other.error < self.error
-        return Fit(
-            torch.where(better, other.levels, self.levels),
-            torch.where(better, other.scale, self.scale),
-            torch.where(better, other.error, self.error),
-        )
+        if better.numel() == 1:
+            return other if bool(better) else self
+        return Fit(*(torch.where(better, *pair) for pair in zip(vars(other).values(), vars(self).values())))
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,11 @@ def project(
     scale 1 and the codes nearest to zero.
     """
     axes = (2,) if per_channel else (0, 1, 2)
-    if scale is None:
+    if scale is None and not per_channel and values.shape[1] > 2 * ROWS:
+        # What serves some of the rows is a good start for all.
+        some = (slice(None), slice(None, None, values.shape[1] // ROWS))
+        _, scale = project(values[some], codebook, per_channel, bounds=bounds and bounds[some])
+    elif scale is None:
         scale = _best_start(values, codebook, axes, bounds)
     for _ in range(iterations):
         levels = codebook.values(codebook.nearest(values / scale, bounds), values.dtype)

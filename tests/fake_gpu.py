@@ -66,9 +66,9 @@ def fake_gpu() -> Iterator[Traffic]:
 
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), traffic:
         patch.setattr(torch, "autocast", of_processor)
-        codebook._moved.cache_clear()
+        codebook._tables.cache_clear()
         yield traffic
-    codebook._moved.cache_clear()
+    codebook._tables.cache_clear()
 
 
 def _caller() -> str:

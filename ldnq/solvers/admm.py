@@ -31,15 +31,15 @@ class Admm:
         W, H, codebook = problem.target, problem.gram, problem.codebook
         rho = self._penalty(H)
         identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
-        factor = factorize(H + rho * identity)
-        HW = H @ W.mT
+        inverse = torch.cholesky_inverse(factorize(H + rho * identity))
+        WH = problem.by_rows().pushed_target
         codes, scale = project(W, codebook, problem.per_channel, bounds=problem.bounds)
         G = scale * codebook.values(codes, W.dtype)
         U = torch.zeros_like(W)
         best, errors, stale = (codes, scale), [problem.error(G)], 0
         lowest = errors[0]
         while len(errors) <= self.max_iterations and stale < self.patience and lowest > 0:
-            W_next = torch.cholesky_solve(HW + rho * (G - U).mT, factor).mT
+            W_next = (WH + rho * (G - U)) @ inverse
             V = W_next + U
             codes, scale = project(V, codebook, problem.per_channel, scale, bounds=problem.bounds)
             G = scale * codebook.values(codes, W.dtype)

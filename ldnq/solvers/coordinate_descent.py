@@ -11,6 +11,10 @@ from ldnq.solvers.registry import solvers
 
 # Of what a step from one level to the next would cost: less may be rounding.
 LEAST_GAIN = 1e-9
+# Inputs whose changes are carried to all others at once.
+LAZY = 512
+# Rows that change at once, where they are coupled.
+COUPLED = 128
 
 
 @solvers.register("coordinate-descent")
@@ -55,41 +59,61 @@ class CoordinateDescent:
         """Where the sweeps end, and the errors by sweep."""
         errors = [float(fit.error.sum())]
         for _ in range(self.max_sweeps):
-            fit = problem.fit(self._sweep(problem, fit), fit.scale).or_better(fit)
+            fit = self._sweep(problem, fit).or_better(fit)
             errors.append(float(fit.error.sum()))
             if errors[-1] >= errors[-2] * (1 - self.tolerance):
                 break
         return fit, errors
 
-    def _sweep(self, problem: LayerProblem, fit: Fit) -> Tensor:
-        """Levels after one pass over the inputs, in blocks, so that matrix products carry what changes to the rest."""
+    def _sweep(self, problem: LayerProblem, fit: Fit) -> Fit:
+        """What one pass over the inputs makes of `fit`: in blocks, and what changes is carried to the rest by matrix
+        products of many blocks (as GPTQ's lazy batches)."""
         H, codebook = problem.gram, problem.codebook
-        wanted = problem.target / fit.scale
-        dead = H.diagonal(dim1=-2, dim2=-1)[:, None] == 0
-        # Of an input that is always zero any level will do: the one nearest to the weight.
-        Q = torch.where(dead, codebook.values(codebook.nearest(wanted, problem.bounds), wanted.dtype), fit.levels)
-        gradient = problem.push(problem.target - fit.scale * Q) @ H
-        for start in range(0, Q.shape[2], self.block):
-            inputs = slice(start, start + self.block)
-            levels = Block(problem, fit.scale, inputs).descend(Q[..., inputs], gradient[..., inputs])
-            gradient -= problem.push(fit.scale * (levels - Q[..., inputs])) @ H[:, inputs]
-            Q[..., inputs] = levels
-        return Q
+        Q, dead = fit.levels.clone(), H.diagonal(dim1=-2, dim2=-1)[:, None] == 0
+        if bool(dead.any()):
+            # Of an input that is always zero any level will do: the one nearest to the weight.
+            wanted = problem.target / fit.scale
+            Q = torch.where(dead, codebook.values(codebook.nearest(wanted, problem.bounds), wanted.dtype), Q)
+        changes, moved, d = Q - fit.levels, fit.moved.clone(), Q.shape[2]
+        for first in range(0, d, LAZY):
+            batch = slice(first, min(first + LAZY, d))
+            for start in range(first, batch.stop, self.block):
+                inputs = slice(start, min(start + self.block, batch.stop))
+                known = moved[..., inputs] + changes[..., first:start] @ H[:, first:start, inputs]
+                gradient = problem.pushed_target[..., inputs] - problem.push(fit.scale * known)
+                changes[..., inputs] = (
+                    self._descend_in(problem, fit.scale, inputs, Q, gradient) - fit.levels[..., inputs]
+                )
+            moved.baddbmm_(changes[..., batch], H[:, batch])
+        return problem.fit(fit.levels + changes, fit.scale, moved)
+
+    def _descend_in(self, problem: LayerProblem, scale: Tensor, inputs: slice, Q: Tensor, gradient: Tensor) -> Tensor:
+        """Levels of the `inputs`, from `Q`."""
+        if problem.sensitivity is None:
+            return Block(problem, scale, slice(None), inputs).descend(Q[..., inputs], gradient)
+        levels = Q[..., inputs].clone()
+        for start in range(0, Q.shape[1], COUPLED):
+            rows = slice(start, start + COUPLED)
+            found = Block(problem, scale, rows, inputs).descend(levels[:, rows], gradient[:, rows])
+            changed = scale.expand(*Q.shape[:2], 1)[:, rows] * (found - levels[:, rows])
+            gradient = gradient - problem.sensitivity[:, :, rows] @ (changed @ problem.gram[:, inputs, inputs])
+            levels[:, rows] = found
+        return levels
 
 
 class Block:
-    """The codes of some of the `inputs`, while those of all others and the `scale` stand."""
+    """The codes of some `rows` and `inputs`, while all others and the `scale` stand."""
 
-    def __init__(self, problem: LayerProblem, scale: Tensor, inputs: slice) -> None:
-        self.problem = problem
-        self.scale = scale.expand(*problem.target.shape[:2], 1)
-        self.H = problem.gram[:, inputs, inputs]
-        S = problem.sensitivity
+    def __init__(self, problem: LayerProblem, scale: Tensor, rows: slice, inputs: slice) -> None:
+        self.codebook = problem.codebook
+        self.H, self.S = problem.gram[:, inputs, inputs], problem.sensitivity
         curvature = self.H.diagonal(dim1=-2, dim2=-1)[:, None]
-        self.curvature = curvature if S is None else S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature
-        self.step = torch.where(self.curvature > 0, 1 / (scale * self.curvature), 0.0)
-        self.least = LEAST_GAIN * self.curvature * scale.square()
-        self.bounds = problem.bounds and problem.bounds[..., inputs]
+        if self.S is not None:
+            self.S = self.S[:, rows, rows]
+            curvature = self.S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature
+        scale = scale.expand(*problem.target.shape[:2], 1)[:, rows]
+        self.scale, self.curvature = torch.broadcast_tensors(scale, curvature)
+        self.bounds = problem.bounds and problem.bounds[:, rows, inputs]
 
     def descend(self, Q: Tensor, gradient: Tensor) -> Tensor:
         """Levels (groups, rows, inputs) from `Q`, where no row can lower the error any more by changing one code.
@@ -97,26 +121,35 @@ class Block:
         `gradient` is minus half of the error's by the weights. In every step each row makes its best change.
         """
         Q, gradient = Q.clone(), gradient.clone()
-        codebook, S = self.problem.codebook, self.problem.sensitivity
+        S = self.S
+        # Rows that may still change: where they are coupled, all of them.
+        rows = torch.arange(Q.shape[1], device=Q.device)
         while True:
-            # The error is a parabola of one code: of the levels within bounds too the nearest is the best.
-            chosen = codebook.values(codebook.nearest(Q + self.step * gradient, self.bounds), Q.dtype)
-            change = self.scale * (chosen - Q)
-            gain = change * (2 * gradient - self.curvature * change) - self.least
+            change, gain = self._best_changes(Q[:, rows], gradient[:, rows], rows)
             best, place = gain.max(2, keepdim=True)
-            rows = (best > 0).any(0).flatten().nonzero().flatten()
-            if not len(rows):
+            better = (best > 0).any(0).flatten().nonzero().flatten()
+            if not len(better):
                 return Q
-            change = torch.where(best > 0, change.gather(2, place), 0.0)[:, rows]
-            place = place[:, rows]
+            change = torch.where(best > 0, change.gather(2, place), 0.0)[:, better]
+            place, found = place[:, better], rows[better]
             moved = self.H.gather(1, place.expand(*place.shape[:2], self.H.shape[2]))
             if S is None:
+                rows = found
                 gradient[:, rows] -= change * moved
             else:
-                coupling = S[:, rows[:, None], rows] * moved.gather(2, place.mT.expand(-1, len(rows), -1))
-                change = self._agree(change, gradient[:, rows].gather(2, place), coupling)
-                gradient -= S[:, :, rows] @ (change * moved)
-            Q[:, rows] = Q[:, rows].scatter_add(2, place, change / self.scale[:, rows])
+                coupling = S[:, found[:, None], found] * moved.gather(2, place.mT.expand(-1, len(found), -1))
+                change = self._agree(change, gradient[:, found].gather(2, place), coupling)
+                gradient -= S[:, :, found] @ (change * moved)
+            Q[:, found] = Q[:, found].scatter_add(2, place, change / self.scale[:, found, :1])
+
+    def _best_changes(self, Q: Tensor, gradient: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The best change of each weight of some `rows` by itself, and what it gains."""
+        scale, curvature = self.scale[:, rows], self.curvature[:, rows]
+        codebook, bounds = self.codebook, self.bounds and self.bounds[:, rows]
+        # The error is a parabola of one code: of the levels within bounds too the nearest is the best.
+        step = torch.where(curvature > 0, gradient / (scale * curvature), 0.0)
+        change = scale * (codebook.values(codebook.nearest(Q + step, bounds), Q.dtype) - Q)
+        return change, change * (2 * gradient - curvature * change) - LEAST_GAIN * curvature * scale.square()
 
     @staticmethod
     def _agree(change: Tensor, gradient: Tensor, coupling: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
 """Rounding with error feedback (OBQ, arXiv 2208.11580; GPTQ, arXiv 2210.17323), as a beam search."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ldnq.codebook import Bounds
-from ldnq.problem import Fit, LayerProblem, LayerSolution, factorize, project
+from ldnq.codebook import Bounds, Codebook
+from ldnq.problem import ROWS, Fit, LayerProblem, LayerSolution, factorize, project
 from ldnq.solvers.registry import solvers
 
-# Numbers rounded at once: 512 MiB in float64.
+# Numbers rounded at once: 256 MiB in float32.
 MAX_ENTRIES = 1 << 26
 # So many are rounded in no time.
 CHEAP = 1 << 18
@@ -20,12 +20,13 @@ CHEAP = 1 << 18
 @dataclass(frozen=True)
 class ErrorFeedback:
     """Rounds input by input, those of the largest second moment first, and lets the weights not yet rounded make up for
-    the error through the Cholesky factor U of (H+λI)⁻¹ (GPTQ, arXiv 2210.17323, Algorithm 1, with its blocks).
+    the error (GPTQ, arXiv 2210.17323, Algorithm 1, with its blocks).
 
     The scale is the best by reconstruction error of `scales` multiples, from `low` to `high`, of the one that fits the
     weights alone. With that scale the `beam` best partial roundings of every row are followed instead of one, the
-    K-best search of lattice decoders. Of few weights more are followed, up to `widest`, and with every scale. λ is
-    `damping` times the mean of H's diagonal. Rows are taken one by one, whatever the problem's sensitivity.
+    K-best search of lattice decoders; they may differ in the last `depth` inputs. Of few weights more are followed, up
+    to `widest`, and with every scale. λ, added to the diagonal of H, is `damping` times its mean. Rows are taken one by
+    one, whatever the problem's sensitivity.
     """
 
     damping: float = 0.01
@@ -34,108 +35,155 @@ class ErrorFeedback:
     high: float = 2.2
     beam: int = 16
     widest: int = 128
-    block: int = 64
+    block: int = 32
+    depth: int = 128
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         problem = problem.by_rows()
-        W, H, codebook = problem.target, problem.gram, problem.codebook
-        order = H.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
-        columns = order[:, None].expand_as(W)
-        ordered, U = W.gather(2, columns), self._factor(H, order).float()
-        choices = torch.tensor(codebook.levels, device=W.device)
+        W, codebook = problem.target, problem.codebook
         nearest, fitted = project(W, codebook, problem.per_channel, bounds=problem.bounds)
-        bounds = problem.bounds and problem.bounds.map(lambda codes: codes.gather(2, columns))
-
-        def fits(scales: list[Tensor], beam: int) -> Iterator[Fit]:
-            # All scales in one pass, as if each were a layer of its own.
-            scaled = torch.cat([(ordered / scale).float() for scale in scales], 1)
-            allowed = bounds and bounds.map(lambda codes: codes.repeat(1, len(scales), 1))
-            rounded = self._round(scaled, U, choices, beam, allowed)
-            for levels, scale in zip(rounded.chunk(len(scales), 1), scales):
-                yield problem.fit(torch.empty_like(W).scatter_(2, columns, levels.to(W)), scale)
-
         # Following correlations may lose where there are few: nearest levels are the first to beat.
         best = problem.fit(codebook.values(nearest, W.dtype), fitted)
-        several = self._width(1, W.numel() * self.scales)
-        for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // W.numel())):
-            for fit in fits([fitted * float(factor) for factor in factors], several):
-                best = best.or_better(fit)
+        scaled = _near_one(problem, fitted)
+        search = Search(scaled.gram, codebook, self.damping, self.block, self.depth)
+        rough = replace(scaled, target=scaled.target.float(), gram=scaled.gram.float())
+        # A scale that serves all rows is found by some of them.
+        step = 1 if problem.per_channel else max(1, W[..., 0].numel() // ROWS)
+        found = self._best_of_scales(search, rough.every_row(step))
+        scale = fitted * found.scale
+        if step == 1:
+            best = best.or_better(problem.fit(found.levels.to(W), scale))
+            scale = best.scale
         errors = [float(best.error.sum())]
-        if self.beam > 1:
-            (fit,) = fits([best.scale], self._width(self.beam, W.numel()))
-            best = best.or_better(fit)
+        if self.beam > 1 or step > 1:
+            (levels,) = search(rough, [(scale / fitted).float()], self._width(self.beam, W.numel()))
+            best = best.or_better(problem.fit(levels.to(W), scale))
             errors.append(float(best.error.sum()))
         return LayerSolution(codebook.nearest(best.levels), best.scale, tuple(errors))
+
+    def _best_of_scales(self, search: "Search", problem: LayerProblem) -> Fit:
+        """What the best multiple of the scale leads to."""
+        weights = problem.target.numel()
+        beam, best = self._width(1, weights * self.scales), None
+        for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // weights)):
+            scales = list(factors.view(-1, 1, 1, 1).to(problem.target))
+            for levels, scale in zip(search(problem, scales, beam), scales):
+                fit = problem.fit(levels, scale)
+                best = best.or_better(fit) if best else fit
+        assert best, "there is a scale"  # noqa: S101, for the type
+        return best
 
     def _width(self, least: int, weights: int) -> int:
         """How many partial roundings of every row to follow: `least`, or as many as so few `weights` allow; one where
         the beam is one."""
         return max(least, min(self.widest, CHEAP // weights)) if self.beam > 1 else 1
 
-    def _factor(self, H: Tensor, order: Tensor) -> Tensor:
-        """U, upper triangular, with `UᵀU = (H+λI)⁻¹` but for a power of two, rows and columns in `order`."""
-        H = H.gather(1, order[:, :, None].expand_as(H)).gather(2, order[:, None].expand_as(H))
-        mean = H.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
-        # Costs are compared in float32, which ends at 1e38: inputs of whatever size are brought near to 1, exactly.
-        size = torch.exp2(2 * (torch.frexp(mean).exponent // 2).to(mean))
-        H, mean = H / size, mean / size
-        identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
-        # Where a group has no input at all U = I: its weights are rounded to the nearest level.
-        damped = torch.where(mean > 0, H + self.damping * mean * identity, identity)
-        return torch.linalg.cholesky(torch.cholesky_inverse(factorize(damped)), upper=True)
 
-    def _round(self, W: Tensor, U: Tensor, choices: Tensor, beam: int, bounds: Bounds | None) -> Tensor:
-        """Levels (groups, rows, d), of the values in `choices`, for weights `W` in units of the scale."""
-        # The third axis holds the partial roundings of a row.
-        V = W.unsqueeze(2).clone()
-        Q = torch.zeros_like(V)
-        cost = torch.zeros_like(V[..., 0])
-        for start in range(0, W.shape[2], self.block):
-            block = slice(start, min(start + self.block, W.shape[2]))
-            part, allowed = U[:, block, block], bounds and bounds[..., block]
-            levels, errors, parents, cost = _round_block(V[..., block], part, choices, cost, beam, allowed)
-            Q, V = _take(Q, parents), _take(V, parents)
-            Q[..., block] = levels
-            V[..., block.stop :] -= errors @ U[:, None, block, block.stop :]
-        return _take(Q, cost.argmin(2, keepdim=True)).squeeze(2)
+def _near_one(problem: LayerProblem, scale: Tensor) -> LayerProblem:
+    """The same with weights in units of `scale` and inputs of whatever size near to 1: float32 ends at 1e38."""
+    mean = problem.gram.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
+    size = torch.exp2(2 * (torch.frexp(mean).exponent // 2).to(mean))
+    return replace(problem, target=problem.target / scale, gram=problem.gram / size)
 
 
-def _round_block(
-    V: Tensor, U: Tensor, choices: Tensor, cost: Tensor, beam: int, bounds: Bounds | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Round the columns of `V` (groups, rows, kept, columns), where what was kept has cost `cost` so far.
+class Search:
+    """Levels for rows of weights, input by input: K-best search; with one partial rounding Babai's nearest plane, which
+    is what GPTQ does (arXiv 2507.18553).
 
-    `bounds` (groups, rows, columns) are those of the codes, places among the `choices`.
-
-    Returns levels and errors (groups, rows, now kept, columns), which of those kept before each goes on from, and what
-    each costs now.
+    With `H + λI = M Mᵀ`, M upper triangular, the error of a row is a sum over inputs, `Σ ((W−G) M)ⱼ²`, and each of its
+    terms depends on the levels before it only: these have left `(W−G) N`, where N is M with a diagonal of ones, and the
+    best level at j is the one nearest to Wⱼ and that.
     """
-    columns, codes = [], torch.arange(len(choices), device=V.device)
-    for j in range(V.shape[3]):
-        pivot = U[:, None, None, j, j, None]
-        total = cost[..., None] + ((V[..., :1] - choices) / pivot).square()
-        if bounds:
-            allowed = bounds[:, :, None, j, None]
-            total = total.masked_fill((codes < allowed.lower) | (codes > allowed.upper), torch.inf)
-        cost, chosen = total.flatten(2).topk(min(beam, total[0, 0].numel()), largest=False)
-        source, levels = chosen // len(choices), choices[chosen % len(choices)]
-        V = _take(V, source)
-        errors = (V[..., 0] - levels) / pivot[..., 0]
-        V = V[..., 1:] - errors[..., None] * U[:, None, None, j, j + 1 :]
-        columns.append((levels, errors, source))
-    return *_trace_back(columns), cost
+
+    def __init__(self, H: Tensor, codebook: Codebook, damping: float, block: int, depth: int) -> None:
+        self.block, self.depth = block, depth
+        self.choices = torch.tensor(codebook.levels, device=H.device)
+        diagonal = H.diagonal(dim1=-2, dim2=-1)
+        order = diagonal.argsort(dim=-1, descending=True, stable=True)
+        self.columns = order[:, None]
+        mean = diagonal.mean(-1).view(-1, 1, 1)
+        # Where a group has no input at all M = I: its weights are rounded to the nearest level.
+        penalty = torch.where(mean > 0, damping * mean, 1.0).squeeze(2)
+        # Cholesky's factor is lower: it is that of the inputs in the opposite order.
+        last = order.flip(1)
+        damped = H.gather(1, last[:, :, None].expand_as(H)).gather(2, last[:, None].expand_as(H))
+        damped.diagonal(dim1=-2, dim2=-1).add_(penalty)
+        M = factorize(damped).float().flip(1, 2)
+        self.pivots = M.diagonal(dim1=-2, dim2=-1)
+        self.N = M / self.pivots[:, None]
+
+    def __call__(self, problem: LayerProblem, scales: Sequence[Tensor], beam: int) -> Iterable[Tensor]:
+        """Levels for the weights of `problem` by each of the `scales`, all in one pass, as if each were a layer of its
+        own."""
+        columns = self.columns.expand_as(problem.target)
+        ordered = problem.target.gather(2, columns)
+        bounds = problem.bounds and problem.bounds.map(lambda codes: codes.gather(2, columns).repeat(1, len(scales), 1))
+        found = self._round(torch.cat([ordered / scale for scale in scales], 1), beam, bounds).chunk(len(scales), 1)
+        return (torch.empty_like(ordered).scatter_(2, columns, levels) for levels in found)
+
+    def _round(self, W: Tensor, beam: int, bounds: Bounds | None) -> Tensor:
+        """Levels (groups, rows, d) for weights `W` in units of the scale."""
+        d = W.shape[2]
+        Q, errors = torch.empty_like(W), torch.empty_like(W)
+        cost = W.new_zeros(*W.shape[:2], 1)
+        # Inputs up to `settled` are rounded in one way, the `recent` ones after them in several: a third axis.
+        settled, recent = 0, W.new_empty(*W.shape[:2], 1, 0)
+        for start in range(0, d, self.block):
+            block, window = slice(start, min(start + self.block, d)), slice(settled, start)
+            values = (W[..., block] + errors[..., :settled] @ self.N[:, :settled, block]).unsqueeze(2)
+            values = values + (W[:, :, None, window] - recent) @ self.N[:, None, window, block]
+            levels, parents, cost = self._round_block(values, W, block, cost, beam, bounds)
+            recent = torch.cat([_take(recent, parents), levels], 3)
+            until = max(settled, block.stop - self.depth) if block.stop < d else d
+            old, number = slice(settled, until), until - settled
+            best = _take(recent, cost.argmin(2, keepdim=True)).squeeze(2)[..., :number]
+            Q[..., old], errors[..., old] = best, W[..., old] - best
+            # Those that have rounded them in another way are given up.
+            cost = cost.masked_fill((recent[..., :number] != best.unsqueeze(2)).any(3), torch.inf)
+            settled, recent = until, recent[..., number:]
+        return Q
+
+    def _round_block(
+        self, V: Tensor, W: Tensor, block: slice, cost: Tensor, beam: int, bounds: Bounds | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Round the inputs in `block`, of which what was kept so far makes `V` (groups, rows, kept, inputs) at cost
+        `cost`.
+
+        Returns levels (groups, rows, now kept, inputs), which of those kept before each goes on from, and what each
+        costs now.
+        """
+        columns, codes = [], torch.arange(len(self.choices), device=V.device)
+        for j, place in enumerate(range(block.start, block.stop)):
+            pivot = self.pivots[:, None, None, place, None]
+            total = cost[..., None] + ((V[..., j, None] - self.choices) * pivot).square()
+            if bounds:
+                allowed = bounds[:, :, None, place, None]
+                total = total.masked_fill((codes < allowed.lower) | (codes > allowed.upper), torch.inf)
+            cost, chosen = _least(total.flatten(2), beam)
+            source, levels = chosen // len(codes), self.choices[chosen % len(codes)]
+            V = _take(V, source)
+            left = W[:, :, place, None] - levels
+            V[..., j + 1 :].addcmul_(left[..., None], self.N[:, None, None, place, place + 1 : block.stop])
+            columns.append((levels, source))
+        return *_trace_back(columns), cost
 
 
-def _trace_back(columns: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels and errors (groups, rows, kept, columns) of what was kept at last, and what each began with, from those of
-    every column (groups, rows, kept then) and what each went on from."""
-    levels, errors, parents = columns[-1]
-    found = [(levels, errors)]
-    for levels, errors, sources in reversed(columns[:-1]):
-        found.append((levels.gather(2, parents), errors.gather(2, parents)))
+def _least(costs: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """So many of the `costs` along the last axis, or all, and their places."""
+    if number == 1:
+        return costs.min(2, keepdim=True)
+    return costs.topk(min(number, costs.shape[2]), largest=False)
+
+
+def _trace_back(columns: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Levels (groups, rows, kept, columns) of what was kept at last, and what each began with, from those of every
+    column (groups, rows, kept then) and what each went on from."""
+    levels, parents = columns[-1]
+    found = [levels]
+    for levels, sources in reversed(columns[:-1]):
+        found.append(levels.gather(2, parents))
         parents = sources.gather(2, parents)
-    levels, errors = (torch.stack(entries[::-1], 3) for entries in zip(*found))
-    return levels, errors, parents
+    return torch.stack(found[::-1], 3), parents
 
 
 def _take(values: Tensor, kept: Tensor) -> Tensor:
@@ -144,4 +192,5 @@ def _take(values: Tensor, kept: Tensor) -> Tensor:
         return values
     # Whole rows of a table are copied many times faster than single entries are gathered.
     first = values.shape[2] * torch.arange(kept[..., 0].numel(), device=kept.device)
-    return values.reshape(-1, values.shape[3])[first.view(*kept.shape[:2], 1) + kept]
+    places = first.view(*kept.shape[:2], 1) + kept
+    return values.flatten(0, 2).index_select(0, places.flatten()).view(*kept.shape, values.shape[3])

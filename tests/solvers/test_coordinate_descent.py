@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldnq.problem import LayerProblem
-from ldnq.solvers import solvers
+from ldnq.solvers import coordinate_descent, solvers
 from ldnq.solvers.admm import Admm
 from ldnq.solvers.coordinate_descent import CoordinateDescent
 from ldnq.solvers.error_feedback import ErrorFeedback
@@ -138,3 +138,26 @@ def test_it_ends_with_the_first_sweep_that_hardly_lowers_the_error():
     shares = [later / earlier for earlier, later in itertools.pairwise(errors)]
     assert len(shares) > 1
     assert max(shares[:-1]) < 0.95 <= shares[-1]
+
+
+def test_batches_of_blocks_do_not_change_the_result(monkeypatch):
+    problem = make_problem((2, 6, 24), 5, change=correlate)
+    expected = CoordinateDescent(block=4)(problem)
+    monkeypatch.setattr(coordinate_descent, "LAZY", 6)
+    solution = CoordinateDescent(block=2)(problem)
+    assert solution.errors[-1] == pytest.approx(expected.errors[-1], rel=0.05)
+    monkeypatch.setattr(coordinate_descent, "LAZY", 8)
+    assert torch.equal(CoordinateDescent(block=4)(problem).codes, expected.codes)
+
+
+def test_coupled_rows_that_change_some_at_a_time_end_where_no_single_change_helps(monkeypatch):
+    monkeypatch.setattr(coordinate_descent, "COUPLED", 3)
+    problem = make_problem((2, 7, 6), 5, coupled=True)
+    solution = CoordinateDescent(tolerance=0)(problem)
+    G = weights_of(problem, solution)
+    least = problem.error(G)
+    assert least == pytest.approx(solution.errors[-1])
+    for index, level in itertools.product(np.ndindex(*G.shape), problem.codebook.levels):
+        other = G.clone()
+        other[index] = solution.scale.item() * level
+        assert problem.error(other) >= least * (1 - 1e-9)
