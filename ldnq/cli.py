@@ -4,16 +4,23 @@ import importlib
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import click
 
 import ldnq
+from ldnq import ranks
 from ldnq.commands.console import configure
 from ldnq.errors import LdnqError, lacks_memory
 
 # OpenMP's idle threads otherwise spin, and two processes on one machine starve each other. Set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Exit code of a process that is asked to end.
+ENDED = 128 + signal.SIGTERM
+# Seconds.
+PATIENCE = 5.0
 
 COMMANDS = (
     "quantize",
@@ -51,8 +58,10 @@ class CommandFiles(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and turn what the user can mend into one line on standard error and exit code 2."""
         # Asked to end, a process cleans up after itself as after Ctrl-C.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(ENDED))
         kwargs["standalone_mode"] = False
+        if not ranks.first():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, as long as the process
         try:
             status = super().main(*args, **kwargs)
             sys.exit(status if isinstance(status, int) else 0)
@@ -70,16 +79,30 @@ class CommandFiles(click.Group):
         except (click.Abort, KeyboardInterrupt) as error:
             # click puts its own exception in the place of the one that says what is kept.
             kept = getattr(error.__cause__ or error, "args", ()) or ["nothing was saved"]
-            click.echo(f"interrupted: {kept[0]}", err=True)
+            if ranks.first():
+                click.echo(f"interrupted: {kept[0]}", err=True)
+            ranks.leave(130)
             sys.exit(130)
+        except SystemExit as error:
+            if error.code == ENDED:
+                # Whoever starts the processes ends all when one has died.
+                ranks.await_loss()
+            raise
         except (MemoryError, RuntimeError, ImportError) as error:
             if not lacks_memory(error):
+                # Where another process is gone, this one ends here.
+                ranks.await_loss()
                 raise
             _fail("not enough memory: use a smaller --batch-size, fewer --samples or a smaller --image-size", 1)
 
 
 def _fail(message: str, status: int) -> None:
+    if not ranks.first():
+        # What ends all of them the first one says, and that ends the others.
+        time.sleep(PATIENCE)
+        message = f"rank {ranks.rank()}: {message}"
     click.echo(f"error: {message}", err=True)
+    ranks.leave(status)
     sys.exit(status)
 
 
@@ -88,6 +111,7 @@ Exit codes:
   0    done
   1    a mistake of ldnq's own: report the traceback and what 'ldnq env' prints
   2    input that cannot be used, said in one line
+  3    another process of the run is lost; the last line names it, and says what is saved
   130  interrupted; the last line says what is saved
 """
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

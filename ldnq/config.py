@@ -31,6 +31,9 @@ WIDTHS = (*range(1, 9), FLOAT)
 SUPERVISIONS = ("hard", "soft", "recursive")
 UPDATES = ("float", "quantized")
 TRAINING_PRECISIONS = (*PRECISIONS, "16")
+STRATEGIES = ("auto", "ddp")
+# Fields that say how a run is spread: one that goes on may be spread otherwise.
+PROCESSES = ("devices", "num_nodes", "strategy", "timeout")
 # Where several runs are compared, if nobody says otherwise.
 COMPARISON = Path("comparison.html")
 
@@ -246,13 +249,23 @@ class TrainedConfig:
 @dataclass(frozen=True)
 class RuntimeConfig:
     """What the machine lends a command: `device` auto, cpu, cuda or cuda:N; `precision` of network passes (solvers
-    choose their own), 16 for training and measuring alone; `threads` 0 leaves torch's own choice."""
+    choose their own), 16 for training and measuring alone; `threads` 0 leaves torch's own choice.
+
+    Of several processes there are `devices` on each of `num_nodes` hosts, None for as many as were started; `strategy`
+    is lightning-fabric's, and one is lost that is silent for `timeout` seconds. `sync_batchnorm` takes the statistics
+    of training batches from all processes.
+    """
 
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 128
     workers: int = 0
     threads: int = 0
+    devices: int | None = None
+    num_nodes: int | None = None
+    strategy: str = "auto"
+    timeout: int = 60
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in TRAINING_PRECISIONS:
@@ -261,6 +274,11 @@ class RuntimeConfig:
             raise UsageError(f"expected a batch size of at least 1, got {self.batch_size}")
         if self.workers < 0 or self.threads < 0:
             raise UsageError(f"expected no negative workers or threads, got {self.workers} and {self.threads}")
+        for name in ("devices", "num_nodes", "timeout"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"expected {name.replace('_', ' ')} of at least 1, got {value}")
+        if self.strategy not in STRATEGIES:
+            raise UsageError(f"expected a strategy of {' or '.join(STRATEGIES)}, got {self.strategy!r}")
 
     def images_at_once(self, image_size: int) -> int:
         """`batch_size`, or fewer of images over 128 pixels: what a network holds of them grows with their area."""
@@ -278,8 +296,10 @@ class RunConfig:
     runtime: RuntimeConfig
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested plain values, one table per part."""
-        return asdict(self)
+        """Nested plain values, one table per part, of what the result depends on."""
+        tables = asdict(self)
+        tables["runtime"] = {name: value for name, value in tables["runtime"].items() if name not in PROCESSES}
+        return tables
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "RunConfig":

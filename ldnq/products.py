@@ -51,7 +51,7 @@ class Products:
     def gram(self) -> Tensor:
         """X Xᵀ (groups, d, d)."""
         parts = [found.gram() for found in self._correlations.values()]
-        return sum(parts if self._columns is None else [*parts, self._columns], start=torch.zeros(()))
+        return sum(parts if self._columns is None else [*parts, self._columns], start=self._zeros(self.d, self.d))
 
     def _add(self, x: Tensor, y: Tensor, geometry: Geometry | None) -> None:
         if isinstance(self.layer, nn.Conv2d):

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ldnq.commands.completion import complete
-from ldnq.config import AUTO, PRECISIONS, SCALES, TRAINING_PRECISIONS
+from ldnq.config import AUTO, PRECISIONS, SCALES, STRATEGIES, TRAINING_PRECISIONS, RuntimeConfig
 from ldnq.training_recipe import KEEP, MILESTONES, OPTIMIZERS, SCHEDULES, TrainingRecipe
 
 
@@ -203,6 +203,25 @@ def _runtime_options(precisions: Sequence[str]) -> Callable:
 runtime_options = _runtime_options(PRECISIONS)
 
 training_runtime_options = _runtime_options(TRAINING_PRECISIONS)
+
+process_options = _group(
+    click.option(
+        "--devices", type=click.IntRange(1), metavar="N", help="Processes on each host. [default: as were started]"
+    ),
+    click.option("--num-nodes", type=click.IntRange(1), metavar="N", help="Hosts. [default: as were started]"),
+    click.option(
+        "--strategy", type=click.Choice(STRATEGIES), default=STRATEGIES[0], show_default=True,
+        help="How processes work together, of lightning-fabric; auto is ddp where there are several.",
+    ),
+    click.option(
+        "--timeout", type=click.IntRange(1), default=RuntimeConfig.timeout, show_default=True, metavar="SECONDS",
+        help="So long a process may be silent before it counts as lost.",
+    ),
+)  # fmt: skip
+
+sync_option = click.option(
+    "--sync-batchnorm", is_flag=True, help="Batch norms see the training batches of all processes as one."
+)
 
 
 def _training(name: str, help: str, metavar: str | None = None, kind: Any = None) -> Callable:

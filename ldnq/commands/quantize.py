@@ -50,6 +50,7 @@ from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig
 @click.option("--block-steps", type=click.IntRange(0), help="Of each residual block. [default: the preset's]")
 @click.option("--distillation-steps", type=click.IntRange(0), help="Of the whole network. [default: the preset's]")
 @options.runtime_options
+@options.process_options
 @options.tensorboard_option
 @options.output_option
 @resume_option

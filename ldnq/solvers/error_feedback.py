@@ -56,15 +56,15 @@ class ErrorFeedback:
 
         # Following correlations may lose where there are few: nearest levels are the first to beat.
         best = problem.fit(codebook.values(nearest, W.dtype), fitted)
-        several = self._width(1, W.numel() * self.scales)
+        several = self._width(1, problem.num_weights * self.scales)
         for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // W.numel())):
             for fit in fits([fitted * float(factor) for factor in factors], several):
                 best = best.or_better(fit)
-        errors = [float(best.error.sum())]
+        errors = [problem.total(best.error)]
         if self.beam > 1:
-            (fit,) = fits([best.scale], self._width(self.beam, W.numel()))
+            (fit,) = fits([best.scale], self._width(self.beam, problem.num_weights))
             best = best.or_better(fit)
-            errors.append(float(best.error.sum()))
+            errors.append(problem.total(best.error))
         return LayerSolution(codebook.nearest(best.levels), best.scale, tuple(errors))
 
     def _width(self, least: int, weights: int) -> int:

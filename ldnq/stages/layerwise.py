@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ldnq import ranks
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.curvature import sensitivities
@@ -41,7 +42,7 @@ FLOOR = 1e-4
 @dataclass(frozen=True)
 class Course:
     """The way that a stage goes: `layers` in their order, how they are joined, how the network feels their outputs, by
-    their names, and the passes of all batches through student and teacher."""
+    their names, and the passes of this process's batches through student and teacher."""
 
     layers: Sequence[Layer]
     joints: Joints
@@ -113,15 +114,15 @@ class Layerwise:
     def _walks(
         self, joints: Joints, calibration: CalibrationImages, generator: torch.Generator
     ) -> Callable[[], Iterable[tuple[Walk, Walk]]]:
-        """The passes of all batches through student and teacher, for one layer after the other."""
+        """The passes of batches through student and teacher, for one layer after the other."""
 
         def start(limit: float) -> Iterator[tuple[Walk, Walk]]:
-            for batch in calibration.views(views, generator):
+            for batch in ranks.mine(calibration.views(views, generator)):
                 yield Walk(joints.student, batch, limit), Walk(joints.teacher, batch, limit)
 
         views = self._views(calibration)
-        number = -(-len(calibration) // calibration.batch_size) * (1 + views)
-        size = 4 * calibration.images.numel() * (1 + views)
+        number = -(-calibration.number_of_batches * (1 + views) // ranks.size())
+        size = 4 * calibration.images.numel() * (1 + views) // ranks.size()
         if self.cascade or size > MAX_BYTES:
             # What has been passed changes once more, or there is more than memory holds.
             return lambda: start(0)
@@ -143,8 +144,7 @@ class Layerwise:
         """What the solver is told of how the network feels errors of the layers' outputs, by the layers' names."""
         if not self.coupling:
             return {}
-        number = -(-len(calibration) // calibration.batch_size)
-        batches = track(calibration.batches(), "measuring sensitivities", total=number)
+        batches = track(calibration.batches(), "measuring sensitivities", total=calibration.number_of_batches)
         found = sensitivities(state.teacher, layers, batches, self.draws, generator)
         release_memory()
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}
