@@ -58,7 +58,7 @@ class Heartbeat:
     def await_loss(self) -> None:
         """Give the others but a moment to show that they are alive."""
         self.timeout = min(self.timeout, BRIEF)
-        time.sleep(self.timeout + 2 * INTERVAL)
+        time.sleep(2 * BRIEF)
 
     def _beat(self) -> None:
         beats = -1
@@ -82,11 +82,11 @@ class Heartbeat:
                 self._let_others_see()
                 os._exit(self.ended)
             elif self.closed:
-                self._exit(0, "is gone", self.speaks)
+                self._exit(0, "is gone, its connection closed", self.speaks)
             elif now - self.answered > self.timeout:
                 self._exit(0, f"has not answered for {now - self.answered:.0f} seconds", self.speaks)
             elif now - self.heard > self.timeout:
-                self._exit(self.next, f"has been silent for {now - self.heard:.0f} seconds", True)
+                self._exit(self.next, f"is gone, silent for {now - self.heard:.0f} seconds", True)
 
     def _exit(self, lost: int, how: str, speaks: bool) -> None:
         if self.over.is_set():

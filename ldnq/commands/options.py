@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ldnq.commands.completion import complete
+from ldnq.commands.launch import on_devices
 from ldnq.config import AUTO, PRECISIONS, SCALES, STRATEGIES, TRAINING_PRECISIONS, RuntimeConfig
 from ldnq.training_recipe import KEEP, MILESTONES, OPTIMIZERS, SCHEDULES, TrainingRecipe
 
@@ -206,9 +207,13 @@ training_runtime_options = _runtime_options(TRAINING_PRECISIONS)
 
 process_options = _group(
     click.option(
-        "--devices", type=click.IntRange(1), metavar="N", help="Processes on each host. [default: as were started]"
+        "--devices", type=click.IntRange(1), metavar="N", callback=on_devices,
+        help="Processes on each host. [default: as were started, else 1]",
     ),
-    click.option("--num-nodes", type=click.IntRange(1), metavar="N", help="Hosts. [default: as were started]"),
+    click.option(
+        "--num-nodes", type=click.IntRange(1), metavar="N", is_eager=True,
+        help="Hosts. [default: as were started, else 1]",
+    ),
     click.option(
         "--strategy", type=click.Choice(STRATEGIES), default=STRATEGIES[0], show_default=True,
         help="How processes work together, of lightning-fabric; auto is ddp where there are several.",
