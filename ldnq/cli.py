@@ -16,7 +16,11 @@ from ldnq.errors import LdnqError, lacks_memory
 
 # OpenMP's idle threads otherwise spin, and two processes on one machine starve each other. Set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A connection that another process has closed is told of in one line, not by torch with where it was in C++.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+# What several processes can work on together.
+TOGETHER = ("quantize", "qat", "train", "evaluate")
 # Exit code of a process that is asked to end.
 ENDED = 128 + signal.SIGTERM
 # Seconds.
@@ -86,14 +90,19 @@ class CommandFiles(click.Group):
         except SystemExit as error:
             if error.code == ENDED:
                 # Whoever starts the processes ends all when one has died.
-                ranks.await_loss()
+                _await_loss()
             raise
         except (MemoryError, RuntimeError, ImportError) as error:
             if not lacks_memory(error):
-                # Where another process is gone, this one ends here.
-                ranks.await_loss()
+                _await_loss()
                 raise
             _fail("not enough memory: use a smaller --batch-size, fewer --samples or a smaller --image-size", 1)
+
+
+def _await_loss() -> None:
+    """Where another process of the run is gone, end here with a line that names it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ranks.await_loss()
 
 
 def _fail(message: str, status: int) -> None:
@@ -121,10 +130,14 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 @click.option("-v", "--verbose", is_flag=True, help="Say more on the way.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors.")
 @click.version_option(ldnq.__version__, prog_name="ldnq")
-def main(verbose: bool, quiet: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, verbose: bool, quiet: bool) -> None:
     """Quantize a trained network to power-of-two weights with 1% of its training images.
 
     \b
     ldnq quantize --model resnet20 --dataset digits --kbits 3
     """
     configure(verbose, quiet)
+    if ranks.started() > 1 and ctx.invoked_subcommand not in TOGETHER:
+        names = f"{', '.join(TOGETHER[:-1])} or {TOGETHER[-1]}"
+        raise click.UsageError(f"expected {names} in several processes, got {ctx.invoked_subcommand}: start it in one")

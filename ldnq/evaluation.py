@@ -113,8 +113,8 @@ def loss_and_top1(
         right += int((logits.argmax(1) == labels).sum())
         count += len(labels)
     module.train(training)
-    losses, right, count = ranks.total(losses, right, count)
-    return losses / count, 100 * right / count
+    loss, hits, samples = ranks.total(losses, right, count)
+    return loss / samples, 100 * hits / samples
 
 
 def select(logits: Tensor, num_classes: int, class_subset: Sequence[int] | None) -> Tensor:

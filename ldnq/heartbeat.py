@@ -58,7 +58,7 @@ class Heartbeat:
     def await_loss(self) -> None:
         """Give the others but a moment to show that they are alive."""
         self.timeout = min(self.timeout, BRIEF)
-        time.sleep(2 * BRIEF)
+        time.sleep(self.timeout + 4 * INTERVAL)
 
     def _beat(self) -> None:
         beats = -1

@@ -82,6 +82,7 @@ def measure(
     )
     return found.of_all(own, count)
 
+
 def top1_by_width(
     module: nn.Module, precisions: Precisions, widest: Accuracy, weigh: Callable[..., Accuracy | None]
 ) -> dict[str, float]:

@@ -20,7 +20,7 @@ class LayerProblem:
     (cin, kh, kw). `per_channel` gives each of the groups·rows rows its own scale, else one serves the layer.
     `sensitivity` S (groups, rows, rows), positive definite, tells how much the network minds errors of two outputs
     together; without it S = I, and rows are problems of their own. `bounds` (groups, rows, d) are those of the codes,
-    if not all are allowed. Of a problem `divided` between processes these are some of the rows, of `num_weights` in all.
+    if not all are allowed. Of a problem `divided` between processes these are some of the rows; `num_weights` are all.
     """
 
     target: Tensor

@@ -140,9 +140,7 @@ def _launched(accelerator: str, devices: Any, precision: Any, options: RuntimeCo
     # Whether the others are alive their heartbeats tell: whoever waits for them may wait for long.
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
     strategy = DDPStrategy(timeout=timedelta(days=7), process_group_backend=backend)
-    fabric = Fabric(
-        accelerator=accelerator, devices=per_node, num_nodes=nodes, precision=precision, strategy=strategy
-    )
+    fabric = Fabric(accelerator=accelerator, devices=per_node, num_nodes=nodes, precision=precision, strategy=strategy)
     try:
         fabric.launch()
     except (RuntimeError, ValueError) as error:
