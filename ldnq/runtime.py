@@ -157,6 +157,10 @@ def _processes(options: RuntimeConfig) -> tuple[int, int]:
     per_node = int(os.environ.get(variable, started)) if started > 1 else 1
     nodes = started // per_node
     for name, wanted, found in (("devices", options.devices, per_node), ("num-nodes", options.num_nodes, nodes)):
+        if wanted not in (None, 1, found) and started == 1:
+            raise UsageError(
+                f"expected --{name} 1, where one process was started, got {wanted}: start them by torchrun"
+            )
         if wanted not in (None, found):
             raise UsageError(f"expected --{name} {found}, as many as were started, got {wanted}: leave it out")
     return per_node, nodes

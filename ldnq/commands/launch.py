@@ -44,4 +44,6 @@ def _launch(number: int, words: list[str]) -> int:
         return 1
     except SignalException as error:
         return 128 + error.sigval
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
