@@ -64,7 +64,7 @@ class CommandFiles(click.Group):
         # Asked to end, a process cleans up after itself as after Ctrl-C.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(ENDED))
         kwargs["standalone_mode"] = False
-        if not ranks.first():
+        if ranks.number():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, as long as the process
         try:
             status = super().main(*args, **kwargs)
@@ -83,7 +83,7 @@ class CommandFiles(click.Group):
         except (click.Abort, KeyboardInterrupt) as error:
             # click puts its own exception in the place of the one that says what is kept.
             kept = getattr(error.__cause__ or error, "args", ()) or ["nothing was saved"]
-            if ranks.first():
+            if not ranks.number():
                 click.echo(f"interrupted: {kept[0]}", err=True)
             ranks.leave(130)
             sys.exit(130)
@@ -106,10 +106,10 @@ def _await_loss() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    if not ranks.first():
+    if ranks.number():
         # What ends all of them the first one says, and that ends the others.
         time.sleep(PATIENCE)
-        message = f"rank {ranks.rank()}: {message}"
+        message = f"rank {ranks.number()}: {message}"
     click.echo(f"error: {message}", err=True)
     ranks.leave(status)
     sys.exit(status)

@@ -40,7 +40,7 @@ def sensitivities(
     totals = {layer.name: _zeros(network.get_submodule(layer.name)) for layer in layers}
     for number, batch in enumerate(batches):
         for part in _parts([batch]):
-            if number % ranks.size() != ranks.rank() % ranks.size():
+            if number % ranks.size() != ranks.rank():
                 _skip(network, part, draws, generator)
                 continue
             for gradients in output_gradients(network, list(totals), part, draws, generator):

@@ -1,6 +1,7 @@
 """The processes of a run, where it has several: which this one is, and what they tell each other (torch.distributed).
 
-With one process all of it does nothing. `ldnq.runtime` joins them; before that a process is known by its launcher.
+`ldnq.runtime` joins them; before that each is alone, for which nothing here does anything, and is known by the number
+that its launcher gave it.
 """
 
 import os
@@ -31,16 +32,11 @@ def started() -> int:
     return int(environment.get("SLURM_STEP_NUM_TASKS", 1))
 
 
-def rank() -> int:
-    """The number of this process, from 0."""
+def number() -> int:
+    """Of these the number of this one, from 0."""
     if started() == 1:
         return 0
     return int(os.environ["RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID"])
-
-
-def first() -> bool:
-    """Whether this is the process that writes and speaks."""
-    return rank() == 0
 
 
 def size() -> int:
@@ -48,10 +44,20 @@ def size() -> int:
     return _size
 
 
-def join(number: int, heartbeat: "Heartbeat") -> None:
+def rank() -> int:
+    """Of these the number of this one; 0 where it is alone."""
+    return number() if _size > 1 else 0
+
+
+def first() -> bool:
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def join(count: int, heartbeat: "Heartbeat") -> None:
     """From now on this is one of so many processes, which torch.distributed connects."""
     global _size, _heartbeat
-    _size, _heartbeat = number, heartbeat
+    _size, _heartbeat = count, heartbeat
 
 
 def part() -> None:
@@ -141,7 +147,7 @@ def agreed(make: Callable[[], T]) -> T:
 
 def mine(items: Iterable[T]) -> Iterator[T]:
     """Of `items` dealt to the processes one by one those of this one; all are drawn."""
-    return islice(items, rank() if _size > 1 else 0, None, _size)
+    return islice(items, rank(), None, _size)
 
 
 def share(count: int) -> slice:

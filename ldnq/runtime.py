@@ -29,8 +29,10 @@ def together(options: RuntimeConfig) -> Iterator[None]:
 
     Raises `UsageError` where there are others than `options` say, or where they cannot reach each other.
     """
-    if ranks.size() == 1 and (ranks.started() > 1 or options.strategy == "ddp"):
-        fabric = start(options)
+    several = ranks.started() > 1 or options.strategy == "ddp" or (options.devices or 1) * (options.num_nodes or 1) > 1
+    if ranks.size() == 1 and several:
+        fabric = start(options, joining=True)
+        # On the first host the first process cannot say that it is gone itself.
         speaks = fabric.local_rank == (1 if fabric.node_rank == 0 else 0)
         ranks.join(fabric.world_size, Heartbeat(fabric.global_rank, fabric.world_size, options.timeout, speaks))
         yield
@@ -39,8 +41,9 @@ def together(options: RuntimeConfig) -> Iterator[None]:
         yield
 
 
-def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
-    """The engine for one command. `auto` precision is bf16 for `training` where the processor has it, else 32."""
+def start(options: RuntimeConfig, *, training: bool = False, joining: bool = False) -> Fabric:
+    """The engine for one command, or of a process `joining` others. `auto` precision is bf16 for `training` where the
+    processor has it, else 32."""
     # It reports on hardware that has been decided about here.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     accelerator, devices = _accelerator(options.device)
@@ -52,7 +55,10 @@ def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
         precision = "16-mixed"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning_fabric")
-        fabric = _launched(accelerator, devices, precision, options)
+        if joining or ranks.size() > 1:
+            fabric = _launched(accelerator, precision, options)
+        else:
+            fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
     if options.threads:
         torch.set_num_threads(options.threads)
     return fabric
@@ -131,10 +137,8 @@ def devices() -> list[str]:
     ]
 
 
-def _launched(accelerator: str, devices: Any, precision: Any, options: RuntimeConfig) -> Fabric:
+def _launched(accelerator: str, precision: Any, options: RuntimeConfig) -> Fabric:
     per_node, nodes = _processes(options)
-    if per_node * nodes == 1 and options.strategy == "auto":
-        return Fabric(accelerator=accelerator, devices=devices, precision=precision)
     if ":" in options.device:
         raise UsageError(f"expected device auto, cpu or cuda with several processes, got {options.device}")
     # Whether the others are alive their heartbeats tell: whoever waits for them may wait for long.

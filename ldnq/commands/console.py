@@ -24,7 +24,7 @@ def configure(verbose: bool, quiet: bool) -> None:
     """Decide what the log of ldnq shows: warnings with `quiet`, everything with `verbose`."""
     log = logging.getLogger("ldnq")
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    log.setLevel(level if ranks.first() else logging.CRITICAL)
+    log.setLevel(logging.CRITICAL if ranks.number() else level)
     log.handlers = [_Remarks()]
 
 

@@ -3,6 +3,7 @@ import os
 import pytest
 from click.testing import CliRunner
 
+import ldnq
 from ldnq import runtime
 from ldnq.cli import main
 from ldnq.commands.launch import _launch
@@ -41,7 +42,7 @@ def _torchrun(monkeypatch, rank="0"):
 def test_options_that_contradict_the_launcher_are_refused(monkeypatch, options, message):
     _torchrun(monkeypatch)
     with pytest.raises(UsageError, match=f"^{message}$"):
-        runtime.start(RuntimeConfig(**{"device": "cpu"} | options))
+        runtime.start(RuntimeConfig(**{"device": "cpu"} | options), joining=True)
 
 
 def test_hosts_are_not_started_from_here():
@@ -54,7 +55,7 @@ def test_devices_without_a_launcher_are_refused_to_callers():
     with pytest.raises(
         UsageError, match="expected --devices 1, where one process was started, got 2: start them by torchrun"
     ):
-        runtime.start(RuntimeConfig(device="cpu", devices=2))
+        ldnq.evaluate(model="resnet20", dataset="digits", device="cpu", devices=2)
 
 
 def test_other_commands_are_for_one_process(monkeypatch):
