@@ -31,7 +31,7 @@ class Heartbeat:
         self.timeout, self.speaks = timeout, speaks
         address = os.environ["MASTER_ADDR"]
         told: list[tuple[str, int]] = [("", 0)] * size
-        patience = timedelta(seconds=max(timeout, 1))
+        patience = timedelta(seconds=max(timeout, 60))
         store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience) if rank == 0 else None
         all_gather_object(told, (socket.gethostname(), store.port if store else 0))
         self.hosts = [host for host, _ in told]

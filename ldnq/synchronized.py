@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,18 +19,10 @@ class SynchronizedNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         x = input.float()
-        axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
-        count = x.new_full((1,), x.numel() / x.shape[1])
-        sums = _Sum.apply(torch.cat([x.sum(axes), count]))
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        variance = _Sum.apply((x - mean.view(shape)).square().sum(axes)) / count
+        mean, variance, count = _statistics(x)
         if self.track_running_stats:
-            self._remember(mean.detach(), variance.detach() * count / (count - 1))
-        y = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
-        return y.to(input.dtype)
+            self._remember(mean, variance * count / (count - 1))
+        return _Normalized.apply(x, self.weight, self.bias, mean, variance, count, self.eps).to(input.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Of what it was before, any."""
@@ -42,20 +35,44 @@ class SynchronizedNorm(_BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, of whose losses the sum is what counts."""
+@torch.no_grad()
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance (channels,) of `x` (n, channels, …) of all processes, and of how many values."""
+    variance, mean = (entry.double() for entry in torch.var_mean(x, [0, *range(2, x.dim())], correction=0))
+    count = mean.new_full((1,), x.numel() / x.shape[1])
+    # In float64 the square of the mean may be taken off at the end.
+    total, squares = mean * count, (variance + mean.square()) * count
+    ranks.sum_(total, squares, count)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).float(), count.float()
+
+
+class _Normalized(torch.autograd.Function):
+    """`x` (n, channels, …) less `mean` over the root of `variance`, which depend on the `x` of all processes, of whose
+    losses the sum is what counts (Ioffe and Szegedy, arXiv 1502.03167, section 3)."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        values = values.clone()
-        ranks.sum_(values)
-        return values
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, count: Tensor,
+        eps: float,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), count)
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        ranks.sum_(gradient)
-        return gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+        to_bias = gradient.sum(axes)
+        to_weight = inverse * ((x - mean.view(shape)) * gradient).sum(axes)
+        of_all = torch.stack([to_bias, to_weight])
+        ranks.sum_(of_all)
+        offset, slope = of_all / count
+        factor = inverse if weight is None else inverse * weight
+        slope = inverse * slope
+        constant = factor * (slope * mean - offset)
+        to_x = (factor.view(shape) * gradient).addcmul_(x, -(factor * slope).view(shape)).add_(constant.view(shape))
+        return to_x, None if weight is None else to_weight, None if weight is None else to_bias, None, None, None, None
 
 
 @contextmanager
