@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import ldnq
-from ldnq import ranks
+from ldnq import errors, ranks
 from ldnq.cli import main
+from ldnq.errors import keeping, kept
 from ldnq.heartbeat import LOST
 
 HERE = Path(__file__).parent
@@ -132,6 +133,16 @@ def test_alone_there_is_nobody_to_ask():
     assert ranks.agreed(lambda: "mine") == "mine"
     assert list(ranks.mine("abc")) == ["a", "b", "c"]
     assert (ranks.share(5), ranks.share_of_batch(5)) == (slice(0, 5), (slice(0, 5), 1.0))
+
+
+def test_what_is_kept_is_known_also_after_an_error(monkeypatch):
+    monkeypatch.setattr(errors, "_kept", [])
+    with keeping(lambda: "one layer"):
+        assert kept() == "one layer"
+    assert kept() == "nothing was saved"
+    with pytest.raises(ValueError, match="wrong"), keeping(lambda: "two layers"):
+        raise ValueError("wrong")
+    assert kept() == "two layers"
 
 
 def test_a_process_that_dies_is_named_and_the_run_goes_on_without_it(folder, monkeypatch):
