@@ -158,7 +158,7 @@ class Trainer:
         return {"epoch": self.epoch + 1, "loss": total / self.steps, "top1": top1, "lr": rate}
 
     def _gradients(
-        self, forward: Callable[[Tensor], Tensor], batch: Tensor, labels: Tensor, weight: float
+        self, forward: Callable[[Tensor], Tensor], batch: Tensor, labels: Tensor, weight: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Add up those of one pass, or of one at every width, the widest first, times `weight`; returns the loss, in
         sum, and the first outputs. A pass has given back its memory before the next begins (Yu et al., arXiv
