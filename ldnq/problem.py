@@ -36,7 +36,8 @@ class LayerProblem:
         object.__setattr__(self, "num_weights", self.num_weights or self.target.numel())
 
     def solve(self, solver: "Solver") -> "LayerSolution":
-        """By `solver`: where rows are problems of their own every process solves some, and is told all of them."""
+        """By `solver`: where rows are problems of their own every process solves some, and is told all of them. What
+        it decides of all rows together must be decided by `total`, `error` and `num_weights`."""
         axis = 1 if self.target.shape[1] >= ranks.size() else 0
         count = self.target.shape[axis]
         coupled = self.sensitivity is not None or not self.per_channel

@@ -37,7 +37,9 @@ class ErrorFeedback:
     block: int = 64
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
-        problem = problem.by_rows()
+        return problem.by_rows().solve(self._solve)
+
+    def _solve(self, problem: LayerProblem) -> LayerSolution:
         W, H, codebook = problem.target, problem.gram, problem.codebook
         order = H.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
         columns = order[:, None].expand_as(W)

@@ -44,7 +44,7 @@ class Reconstruction:
         bounds = self._bounds(codebook, state)
         problem = LayerProblem(self.target, self.gram, codebook, per_channel, self.sensitivity, bounds)
         # Decimals of one machine may not be those of another.
-        found = problem.solve(solver)
+        found = solver(problem)
         solution, gain = self._shared(problem, ranks.agreed(lambda: found))
         weights = self._split(solution, codebook)
         for name, quantized in weights.items():
