@@ -85,7 +85,7 @@ class CommandFiles(click.Group):
             kept = getattr(error.__cause__ or error, "args", ()) or ["nothing was saved"]
             if not ranks.number():
                 click.echo(f"interrupted: {kept[0]}", err=True)
-            ranks.leave(130)
+                ranks.leave(130)
             sys.exit(130)
         except SystemExit as error:
             if error.code == ENDED:
@@ -101,6 +101,8 @@ class CommandFiles(click.Group):
 
 def _await_loss() -> None:
     """Where another process of the run is gone, end here with a line that names it."""
+    if ranks.size() == 1:
+        return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ranks.await_loss()
 
