@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ldnq
-from ldnq import checkpoints, runtime, tensorboard
+from ldnq import checkpoints, ranks, runtime, tensorboard
 from ldnq.augmentation import Augmentation
 from ldnq.complexity import complexity, in_words
 from ldnq.config import RunConfig
@@ -87,7 +87,12 @@ def train(baseline: Baseline) -> dict[str, Any]:
     nothing to go on from.
     """
     baseline.recipe.check_teacher(baseline.teacher is not None)
-    folder = RunFolder.create(baseline.weights.parent)
+    with runtime.together(baseline.config.runtime):
+        return _alone(baseline)
+
+
+def _alone(baseline: Baseline) -> dict[str, Any]:
+    folder = ranks.agreed(lambda: RunFolder.create(baseline.weights.parent))
     with folder.alone():
         if not baseline.state.exists():
             if baseline.weights.exists():
@@ -122,6 +127,7 @@ def _train(baseline: Baseline) -> dict[str, Any]:
     trainer = Trainer(
         module, learned.images, learned.labels, preprocessing, augmentation, recipe, fabric, baseline.state, subject,
         baseline.compiled, teacher=teacher, held_out=learned.held_out, test=test,
+        sync_batchnorm=config.runtime.sync_batchnorm,
     )  # fmt: skip
     if trainer.resume():
         baseline.write_config()

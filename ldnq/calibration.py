@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldnq import hdf5
+from ldnq import hdf5, ranks
 from ldnq.augmentation import Augmentation
 from ldnq.config import CalibrationConfig
 from ldnq.datasets.images import Images
@@ -108,6 +108,10 @@ def draw(images: Images, dataset: str, config: CalibrationConfig) -> Calibration
 
 def load_or_draw(images: Images, dataset: str, config: CalibrationConfig) -> tuple[CalibrationSet, Path]:
     """The set that `config` names, drawn and kept in `calib_data/` if it does not exist yet, and its file."""
+    return ranks.agreed(lambda: _load_or_draw(images, dataset, config))
+
+
+def _load_or_draw(images: Images, dataset: str, config: CalibrationConfig) -> tuple[CalibrationSet, Path]:
     path = Path(config.calibration) if config.calibration else default_path(dataset, config)
     if config.calibration or (path.exists() and not config.resample):
         found = CalibrationSet.load(path)
@@ -157,6 +161,11 @@ class CalibrationImages:
         held_out = replace(self, images=self.images[order[:count]])
         return replace(self, images=self.images[order[count:]], held_out=held_out)
 
+    @property
+    def number_of_batches(self) -> int:
+        """How many there are."""
+        return -(-len(self) // self.batch_size)
+
     def batches(self) -> Iterator[Tensor]:
         """All images once, in order, as the network takes them."""
         for batch in self.images.split(self.batch_size):
@@ -165,8 +174,7 @@ class CalibrationImages:
     def views(self, rounds: int, generator: torch.Generator) -> Iterator[Tensor]:
         """All images once as they are, then `rounds` times in random views."""
         yield from self.batches()
-        per_round = -(-len(self.images) // self.batch_size)
-        yield from islice(self.random_batches(self.batch_size, generator), rounds * per_round)
+        yield from islice(self.random_batches(self.batch_size, generator), rounds * self.number_of_batches)
 
     def random_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Shuffled and augmented batches without end; the last of a round may be smaller."""

@@ -31,6 +31,9 @@ WIDTHS = (*range(1, 9), FLOAT)
 SUPERVISIONS = ("hard", "soft", "recursive")
 UPDATES = ("float", "quantized")
 TRAINING_PRECISIONS = (*PRECISIONS, "16")
+STRATEGIES = ("auto", "ddp")
+# Fields that say how a run is spread: one that goes on may be spread otherwise.
+PROCESSES = ("devices", "num_nodes", "strategy", "timeout")
 # Where several runs are compared, if nobody says otherwise.
 COMPARISON = Path("comparison.html")
 
@@ -249,7 +252,12 @@ class TrainedConfig:
 class RuntimeConfig:
     """What the machine lends a command: `device` auto, cpu, cuda or cuda:N; `precision` of network passes (solvers
     choose their own), 16 for training and measuring alone; `threads` 0 leaves torch's own choice. In more than
-    `max_memory` GiB nothing is kept that files can take."""
+    `max_memory` GiB nothing is kept that files can take.
+
+    Of several processes there are `devices` on each of `num_nodes` hosts, None for as many as were started; `strategy`
+    is lightning-fabric's, and one is lost that is silent for `timeout` seconds. `sync_batchnorm` takes the statistics
+    of training batches from all processes.
+    """
 
     device: str = "auto"
     precision: str = "auto"
@@ -257,6 +265,11 @@ class RuntimeConfig:
     workers: int = 0
     threads: int = 0
     max_memory: float | None = None
+    devices: int | None = None
+    num_nodes: int | None = None
+    strategy: str = "auto"
+    timeout: int = 60
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in TRAINING_PRECISIONS:
@@ -267,6 +280,11 @@ class RuntimeConfig:
             raise UsageError(f"expected no negative workers or threads, got {self.workers} and {self.threads}")
         if self.max_memory is not None and not self.max_memory > 0:
             raise UsageError(f"expected a positive --max-memory in GiB, got {self.max_memory:g}")
+        for name in ("devices", "num_nodes", "timeout"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"expected {name.replace('_', ' ')} of at least 1, got {value}")
+        if self.strategy not in STRATEGIES:
+            raise UsageError(f"expected a strategy of {' or '.join(STRATEGIES)}, got {self.strategy!r}")
 
     def images_at_once(self, image_size: int) -> int:
         """`batch_size`, or fewer of images over 128 pixels: what a network holds of them grows with their area."""
@@ -284,8 +302,10 @@ class RunConfig:
     runtime: RuntimeConfig
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested plain values, one table per part."""
-        return asdict(self)
+        """Nested plain values, one table per part, of what the result depends on."""
+        tables = asdict(self)
+        tables["runtime"] = {name: value for name, value in tables["runtime"].items() if name not in PROCESSES}
+        return tables
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "RunConfig":

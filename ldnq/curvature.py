@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ldnq import graph
+from ldnq import graph, ranks
 from ldnq.graph import Layer
 from ldnq.soundness import finite, unusable
 
@@ -35,15 +35,20 @@ def sensitivities(
 ) -> dict[str, Tensor]:
     """Second moments S = E[g gᵀ] of the gradients of each layer's outputs by the layer's name, (groups, rows, rows),
     float64, of mean diagonal 1: the factor that K-FAC (arXiv 1503.05671) and YAQA (arXiv 2505.22988) put beside the
-    Gram matrix of the inputs. Layers that the outputs do not depend on are left out."""
-    totals: dict[str, Tensor] = {}
-    for batch in _parts(batches):
-        for gradients in output_gradients(network, [layer.name for layer in layers], batch, draws, generator):
-            for layer in layers:
-                module = network.get_submodule(layer.name)
-                for gradient in gradients[layer.name]:
-                    g = graph.as_matrix(module, gradient.float())
-                    totals[layer.name] = totals.get(layer.name, 0.0) + (g @ g.mT).double()
+    Gram matrix of the inputs. Layers that the outputs do not depend on are left out. Every process works on its own of
+    the `batches`."""
+    totals = {layer.name: _zeros(network.get_submodule(layer.name)) for layer in layers}
+    for number, batch in enumerate(batches):
+        for part in _parts([batch]):
+            if number % ranks.size() != ranks.rank():
+                _skip(network, part, draws, generator)
+                continue
+            for gradients in output_gradients(network, list(totals), part, draws, generator):
+                for name, total in totals.items():
+                    for gradient in gradients[name]:
+                        g = graph.as_matrix(network.get_submodule(name), gradient.float())
+                        total += g @ g.mT
+    ranks.sum_(*totals.values())
     means = {name: total.diagonal(dim1=-2, dim2=-1).mean() for name, total in totals.items()}
     return {name: total / means[name] for name, total in totals.items() if means[name] > 0}
 
@@ -92,6 +97,20 @@ def output_gradients(
 def _parts(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     for batch in batches:
         yield from batch.split(max(1, min(SAMPLES, ENTRIES // batch[0].numel())))
+
+
+def _zeros(layer: nn.Module) -> Tensor:
+    groups = getattr(layer, "groups", 1)
+    rows = layer.weight.shape[0] // groups
+    return torch.zeros(groups, rows, rows, dtype=torch.float64, device=layer.weight.device)
+
+
+@torch.no_grad()
+def _skip(network: nn.Module, batch: Tensor, draws: int, generator: torch.Generator) -> None:
+    """Draw what another process draws for `batch`, so that all go on alike."""
+    logits = graph.forward(network, batch[:1])
+    for _ in range(draws):
+        _draw(logits.float().expand(len(batch), *logits.shape[1:]), generator)
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

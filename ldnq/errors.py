@@ -50,10 +50,20 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error) for text in _LACK)
 
 
+_kept: list[Callable[[], str]] = []
+
+
 @contextmanager
 def keeping(what: Callable[[], str]) -> Iterator[None]:
-    """Whoever interrupts the block is told `what` is kept."""
+    """Whoever interrupts the block is told `what` is kept, and `kept` says so, also after an error in it."""
+    _kept.append(what)
     try:
         yield
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(what()) from error
+    _kept.pop()
+
+
+def kept() -> str:
+    """What is kept of the work under way."""
+    return _kept[-1]() if _kept else "nothing was saved"

@@ -1,15 +1,16 @@
 """Accuracy of a network."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from ldnq import graph, runtime
+from ldnq import graph, ranks, runtime
 from ldnq.errors import DataError, NetworkError
 from ldnq.preprocessing import Preprocessing
 
@@ -35,6 +36,16 @@ class Accuracy:
     num_classes: int
     predictions: Predictions | None = field(default=None, compare=False, repr=False)
 
+    def of_all(self, own: np.ndarray, count: int) -> "Accuracy":
+        """That of `count` samples, of which this process has seen its `own`, when it has the predictions of those
+        alone."""
+        assert self.predictions  # noqa: S101, for the type
+        whole = []
+        for part in (self.predictions.labels, self.predictions.classes, self.predictions.confidences):
+            whole.append(part.new_zeros(count).index_copy(0, torch.from_numpy(own), part))
+            ranks.sum_(whole[-1])
+        return replace(self, samples=count, predictions=Predictions(*whole))
+
     @property
     def near_chance(self) -> bool:
         """Whether guessing would do about as well, by three standard deviations and a twentieth of what is left.
@@ -55,7 +66,8 @@ def evaluate(
     num_classes: int,
     class_subset: Sequence[int] | None = None,
 ) -> Accuracy:
-    """Accuracy of `module` in eval mode over batches of uint8 images and labels.
+    """Accuracy of `module` in eval mode over batches of uint8 images and labels, those of all processes; the number of
+    samples and the predictions are this one's.
 
     `class_subset` lists the outputs that stand for the dataset's classes where the network has more. Raises
     `NetworkError` where outputs and classes do not fit.
@@ -65,7 +77,8 @@ def evaluate(
     metrics = [
         MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro").to(fabric.device) for k in (1, 5)
     ]
-    training, found = module.training, []
+    training = module.training
+    found = [(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))]
     module.eval()
     for images, labels in batches:
         # The layout in which convolutions are fastest, whatever that of the weights.
@@ -88,10 +101,10 @@ def loss_and_top1(
     module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], preprocessing: Preprocessing, fabric: Fabric
 ) -> tuple[float, float]:
     """Mean cross-entropy, and percent of labels that are the likeliest output, of `module` in eval mode over batches of
-    uint8 images and labels."""
+    uint8 images and labels, which are dealt to the processes."""
     training, losses, right, count = module.training, 0.0, 0, 0
     module.eval()
-    for images, labels in batches:
+    for images, labels in ranks.mine(batches):
         inputs = preprocessing.normalize(images.to(fabric.device)).contiguous(memory_format=runtime.LAYOUT)
         with fabric.autocast():
             logits = graph.forward(module, inputs).float()
@@ -100,7 +113,8 @@ def loss_and_top1(
         right += int((logits.argmax(1) == labels).sum())
         count += len(labels)
     module.train(training)
-    return losses / count, 100 * right / count
+    loss, hits, samples = ranks.total(losses, right, count)
+    return loss / samples, 100 * hits / samples
 
 
 def select(logits: Tensor, num_classes: int, class_subset: Sequence[int] | None) -> Tensor:

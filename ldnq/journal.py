@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ldnq import ranks
 from ldnq.checkpoints import write_safetensors
 from ldnq.codebook import Codebook
 from ldnq.errors import CheckpointError, UsageError
@@ -42,9 +43,10 @@ class FileJournal(Journal):
         Raises `CheckpointError` where the file is damaged, `UsageError` that says what differs where it is of a run
         under other circumstances.
         """
-        if not self.path.exists():
+        found = ranks.agreed(self._read)
+        if found is None:
             return 0
-        entries, tensors = self._read()
+        entries, tensors = found
         for name, value in _differing(entries["circumstances"], self.circumstances):
             raise UsageError(f"{self.path.parent} holds an unfinished run with {name} {value}: use another --output")
         state.student.load_state_dict(_below(STUDENT, tensors))
@@ -71,6 +73,8 @@ class FileJournal(Journal):
 
     def note(self, state: QuantizationState, generator: torch.Generator) -> None:
         """Write the file anew."""
+        if not ranks.first():
+            return
         tensors = {STUDENT + name: tensor.cpu() for name, tensor in state.student.state_dict().items()}
         for name, weight in state.weights.items():
             tensors |= {CODES + name: weight.codes, SCALE + name: weight.scale}
@@ -85,7 +89,9 @@ class FileJournal(Journal):
         generators = {BEGUN: self.begun, NOW: generator.get_state()}
         write_safetensors(self.path, tensors | generators, {KEY: json.dumps(entries)})
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        if not self.path.exists():
+            return None
         try:
             with safe_open(self.path, "pt") as file:
                 entries = json.loads((file.metadata() or {})[KEY])

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning_fabric import Fabric
 from torch import nn
 
-from ldnq import formats, runtime
+from ldnq import formats, ranks, runtime
 from ldnq.config import RunConfig, RuntimeConfig
 from ldnq.data import Data, load_data, resolve_dataset
 from ldnq.datasets.images import Prepared, loader
@@ -24,9 +25,10 @@ def evaluate_network(config: RunConfig) -> dict[str, Any]:
     """Accuracy of the float network that `config` names, as plain values."""
     family = find_family(config.network.model)
     dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
-    data = load_data(config.data, dataset, training=False)
-    network = load_network(config.network, config.data, dataset, data.num_classes)
-    return _report(network.module, network.preprocessing, data, config.runtime)
+    with runtime.together(config.runtime):
+        data = load_data(config.data, dataset, training=False)
+        network = load_network(config.network, config.data, dataset, data.num_classes)
+        return _report(network.module, network.preprocessing, data, config.runtime)
 
 
 def evaluate_checkpoint(
@@ -44,11 +46,12 @@ def evaluate_checkpoint(
     card = {"preprocessing": contents.preprocessing.to_dict()} if contents.preprocessing else {}
     preprocessing = decide_preprocessing(find_family(factory or contents.model), config.data, dataset, card)
     found = {}
-    for width in widths:
-        set_width(model.module, width)
-        found[width] = _report(model.module, preprocessing, data, config.runtime)
-    if not found:
-        return _report(model.module, preprocessing, data, config.runtime)
+    with runtime.together(config.runtime):
+        for width in widths:
+            set_width(model.module, width)
+            found[width] = _report(model.module, preprocessing, data, config.runtime)
+        if not found:
+            return _report(model.module, preprocessing, data, config.runtime)
     at = {str(width): {name: accuracy[name] for name in ("top1", "top5")} for width, accuracy in found.items()}
     return found[max(found)] | {"at": at}
 
@@ -69,12 +72,15 @@ def measure(
     """Accuracy on the test images; None where there are none."""
     if data.test is None:
         return None
-    batches = loader(
-        Prepared(data.test, preprocessing), config.images_at_once(preprocessing.image_size), config.workers
+    size = config.images_at_once(preprocessing.image_size)
+    count = len(data.test)
+    batches = np.split(np.arange(count), range(size, count, size))
+    own = np.concatenate([*ranks.mine(batches), np.arange(0)])
+    read = loader(Prepared(data.test, preprocessing, own), size, config.workers)
+    found = evaluate(
+        module, track(read, description), preprocessing, fabric, data.num_classes or 0, data.family.class_subset
     )
-    return evaluate(
-        module, track(batches, description), preprocessing, fabric, data.num_classes or 0, data.family.class_subset
-    )
+    return found.of_all(own, count)
 
 
 def top1_by_width(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldnq import graph
+from ldnq import graph, ranks
 from ldnq.graph import Layer
 from ldnq.products import Products
 from ldnq.soundness import finite, unusable
@@ -75,18 +75,18 @@ class Moments:
 def gather_moments(
     layer: Layer, student: nn.Module, teacher: nn.Module, calls: Iterable[tuple[Tensor, Tensor]]
 ) -> Moments:
-    """Moments of `layer`, the module `student` in one network and `teacher` in the other, over `calls`: inputs as the
-    student feeds them, and the outputs wanted, as the teacher computes them from its own. Never holds more than a slice
-    of one unfolded input. Raises `NetworkError` where values are not finite."""
+    """Moments of `layer`, the module `student` in one network and `teacher` in the other, over the `calls` of all
+    processes: inputs as the student feeds them, and the outputs wanted, as the teacher computes them from its own.
+    Never holds more than a slice of one unfolded input. Raises `NetworkError` where values are not finite."""
     sums = Products(student)
     for inputs, outputs in calls:
         # The network may run in bfloat16; the sums may not.
         with torch.autocast(inputs.device.type, enabled=False):
             sums.add(inputs, graph.without_bias(teacher, outputs))
-    gram = sums.gram()
-    if not finite(gram, sums.cross) or not sums.energy / sums.positions < torch.finfo(torch.float32).max:
+    parts = [sums.gram(), sums.total, sums.cross, sums.target_total]
+    ranks.sum_(*parts)
+    energy, positions = ranks.total(sums.energy, sums.positions)
+    if not finite(*parts) or not energy / positions < torch.finfo(torch.float32).max:
         raise unusable(f"layer {layer.name}")
-    gram, total, cross, target_total = (
-        entry / sums.positions for entry in (gram, sums.total, sums.cross, sums.target_total)
-    )
-    return Moments(gram, total, cross, target_total, sums.energy / sums.positions, sums.positions)
+    gram, total, cross, target_total = (entry / positions for entry in parts)
+    return Moments(gram, total, cross, target_total, energy / positions, int(positions))

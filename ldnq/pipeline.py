@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import ldnq
-from ldnq import results, runtime, tensorboard
+from ldnq import ranks, results, runtime, tensorboard
 from ldnq.allocation import settle_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
@@ -47,21 +47,32 @@ def run(
     accuracy of the float network where an earlier run has measured it. A run into `output` that did not end goes on
     after its last finished layer.
     """
+    with runtime.together(config.runtime):
+        return _run(config, output, command, curves, teacher)
+
+
+def _run(
+    config: RunConfig, output: Path | None, command: str | None, curves: bool, teacher: Accuracy | None
+) -> RunResult:
     started = time.perf_counter()
     prepared = prepare(config)
     name = (config.network.file_name, prepared.data.family.name, f"k{'-'.join(map(str, _several(config.recipe)))}")
-    folder = RunFolder.create(output or default_folder(*name))
+    folder = ranks.agreed(lambda: RunFolder.create(output or default_folder(*name)))
     headline(f"{config.network.model} on {prepared.data.family.name}")
     with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if curves else None), keeping(folder.kept):
         if not folder.begun:  # else the run that it belongs to has written its own
             folder.write_config(prepared.config.to_dict())
         teacher = teacher or _measure_teacher(prepared)
-        model, metrics = _run(prepared, folder, teacher)
+        model, metrics = _made(prepared, folder, teacher)
         metrics |= {"command": command, "seconds": time.perf_counter() - started, "environment": runtime.environment()}
-        folder.write_metrics(metrics)
-        write_report(folder.path)
-        folder.forget()
+        ranks.agreed(lambda: _finish(folder, metrics))
     return RunResult(model, metrics, folder.path, teacher)
+
+
+def _finish(folder: RunFolder, metrics: dict[str, Any]) -> None:
+    folder.write_metrics(metrics)
+    write_report(folder.path)
+    folder.forget()
 
 
 def _measure_teacher(prepared: Preparation) -> Accuracy | None:
@@ -77,7 +88,7 @@ def _measure_teacher(prepared: Preparation) -> Accuracy | None:
     return accuracy
 
 
-def _run(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> tuple[QuantizedModel, dict[str, Any]]:
+def _made(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> tuple[QuantizedModel, dict[str, Any]]:
     config, fabric, data, network = prepared.config, prepared.fabric, prepared.data, prepared.network
     _log_levels(config.recipe)
     begun = time.perf_counter()
@@ -99,7 +110,9 @@ def _run(prepared: Preparation, folder: RunFolder, teacher: Accuracy | None) -> 
     model = _model(prepared, state, metrics)
     if sensitivities:
         write_table(sensitivities, folder.path)
-    saved = results.save(folder, state, model, images, data, network.preprocessing, teacher, accuracy)
+    saved = ranks.agreed(
+        lambda: results.save(folder, state, model, images, data, network.preprocessing, teacher, accuracy)
+    )
     return model, metrics | saved | {"quantizing_seconds": quantizing}
 
 

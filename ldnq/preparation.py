@@ -7,7 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ldnq import runtime
+from ldnq import ranks, runtime
 from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages, CalibrationSet, load_or_draw
 from ldnq.config import RunConfig
@@ -54,7 +54,8 @@ class Preparation:
         if not options.synthesize:
             return found
         synthesis = Synthesis(options.synthesize, mixed_precision=self.mixed_precision)
-        return synthesis(self.network.module, found, torch.Generator().manual_seed(options.seed))
+        generator = torch.Generator().manual_seed(options.seed)
+        return replace(found, images=ranks.agreed(lambda: synthesis(self.network.module, found, generator).images))
 
 
 def settle(config: RunConfig) -> RunConfig:

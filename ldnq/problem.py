@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ldnq import ranks
 from ldnq.codebook import Bounds, Codebook
 from ldnq.errors import NetworkError
 
@@ -22,7 +23,7 @@ class LayerProblem:
     (cin, kh, kw). `per_channel` gives each of the groups·rows rows its own scale, else one serves the layer.
     `sensitivity` S (groups, rows, rows), positive definite, tells how much the network minds errors of two outputs
     together; without it S = I, and rows are problems of their own. `bounds` (groups, rows, d) are those of the codes,
-    if not all are allowed.
+    if not all are allowed. Of a problem `divided` between processes these are some of the rows; `num_weights` are all.
     """
 
     target: Tensor
@@ -31,6 +32,43 @@ class LayerProblem:
     per_channel: bool = False
     sensitivity: Tensor | None = None
     bounds: Bounds | None = None
+    divided: bool = False
+    num_weights: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_weights", self.num_weights or self.target.numel())
+
+    def solve(self, solver: "Solver") -> "LayerSolution":
+        """By `solver`: where rows are problems of their own every process solves some, and is told all of them. What
+        it decides of all rows together must be decided by `total`, `error` and `num_weights`."""
+        axis = 1 if self.target.shape[1] >= ranks.size() else 0
+        count = self.target.shape[axis]
+        coupled = self.sensitivity is not None or not self.per_channel
+        if ranks.size() == 1 or coupled or self.divided or count < ranks.size():
+            return solver(self)
+        own = ranks.share(count)
+        solution = solver(self._part(own, axis))
+        codes = torch.zeros(self.target.shape, dtype=torch.uint8, device=self.target.device)
+        scale = torch.zeros_like(self.target[..., :1])
+        for entire, part in ((codes, solution.codes), (scale, solution.scale)):
+            entire.narrow(axis, own.start, own.stop - own.start).copy_(part)
+            ranks.sum_(entire)
+        return LayerSolution(codes, scale, solution.errors)
+
+    def _part(self, rows: slice, axis: int) -> "LayerProblem":
+        """The problem of some rows, or of all in some groups where `axis` is 0."""
+        place = (slice(None), rows) if axis else (rows,)
+        return replace(
+            self,
+            target=self.target[place],
+            gram=self.gram if axis else self.gram[rows],
+            bounds=self.bounds and self.bounds.map(lambda codes: codes[place]),
+            divided=True,
+        )
+
+    def total(self, errors: Tensor) -> float:
+        """The sum of the `errors` of rows, over all rows of the layer."""
+        return ranks.total(float(errors.sum()))[0] if self.divided else float(errors.sum())
 
     def by_rows(self) -> "LayerProblem":
         """The same with S = I."""
@@ -41,7 +79,7 @@ class LayerProblem:
         if step == 1:
             return self
         rows = (slice(None), slice(None, None, step))
-        return replace(self, target=self.target[rows], bounds=self.bounds and self.bounds[rows])
+        return replace(self, target=self.target[rows], bounds=self.bounds and self.bounds[rows], num_weights=0)
 
     @cached_property
     def pushed_target(self) -> Tensor:
@@ -55,7 +93,7 @@ class LayerProblem:
     def error(self, weights: Tensor) -> float:
         """The reconstruction error of `weights` (groups, rows, d)."""
         difference = self.target - weights
-        return float((self.push(difference) @ self.gram * difference).sum())
+        return self.total(self.push(difference) @ self.gram * difference)
 
     def fit(self, levels: Tensor, scale: Tensor, moved: Tensor | None = None) -> "Fit":
         """`levels` Q (groups, rows, d) with the scale of least error, or with `scale` where Q does not point along W at

@@ -50,8 +50,7 @@ class Products:
 
     def gram(self) -> Tensor:
         """X Xᵀ (groups, d, d)."""
-        first, *others = (found.gram() for found in self._grams.values())
-        return sum(others, start=first)
+        return sum((found.gram() for found in self._grams.values()), start=self._zeros(self.d, self.d))
 
     @property
     def energy(self) -> float:

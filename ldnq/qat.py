@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ldnq
-from ldnq import checkpoints, formats, results, runtime, tensorboard
+from ldnq import checkpoints, formats, ranks, results, runtime, tensorboard
 from ldnq.appraisal import quantized_complexity
 from ldnq.augmentation import Augmentation
 from ldnq.calibration import CalibrationImages, draw
@@ -89,13 +89,19 @@ class QuantizedRun:
 
 def train(wanted: QuantizedRun) -> RunResult:
     """Train, or go on where a run into the same folder stopped, measure and save."""
+    wanted.check()
+    with runtime.together(wanted.config.runtime):
+        return _train(wanted)
+
+
+def _train(wanted: QuantizedRun) -> RunResult:
     started = time.perf_counter()
     config = wanted.config
-    wanted.check()
     family = find_family(config.network.model)
     dataset = resolve_dataset(config.data.dataset, family.default_dataset, config.network.model)
     what = wanted.quantization.method
-    folder = RunFolder.create(wanted.output or default_folder(config.network.file_name, dataset.name, what))
+    name = config.network.file_name, dataset.name, what
+    folder = ranks.agreed(lambda: RunFolder.create(wanted.output or default_folder(*name)))
     with folder.alone(), tensorboard.writing(folder.path / "tensorboard" if wanted.curves else None):
         if not folder.training.exists():  # else the run that it belongs to has written its own
             wanted.write_config(folder)
@@ -107,10 +113,14 @@ def train(wanted: QuantizedRun) -> RunResult:
             "seconds": time.perf_counter() - started,
             "environment": runtime.environment(),
         }
-        folder.write_metrics(metrics)
-        write_report(folder.path)
-        folder.training.unlink(missing_ok=True)
+        ranks.agreed(lambda: _finish(folder, metrics))
     return RunResult(model, metrics, folder.path, teacher)
+
+
+def _finish(folder: RunFolder, metrics: dict[str, Any]) -> None:
+    folder.write_metrics(metrics)
+    write_report(folder.path)
+    folder.training.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -251,7 +261,9 @@ def _run(lesson: Lesson, folder: RunFolder) -> tuple[QuantizedModel, dict[str, A
         inputs=state.inputs,
         precisions=state.precisions,
     )
-    saved = results.save(folder, state, model, images, data, network.preprocessing, teacher, accuracy)
+    saved = ranks.agreed(
+        lambda: results.save(folder, state, model, images, data, network.preprocessing, teacher, accuracy)
+    )
     log.info("%s", in_words(quantized_complexity(model, network.preprocessing.image_size)))
     return model, metrics | saved | {"quantizing_seconds": quantizing}, teacher
 
@@ -280,6 +292,7 @@ def _fit(lesson: Lesson, folder: RunFolder, weigh: Callable[..., Accuracy | None
         teacher=teacher,
         widths=pupil.widths,
         supervision=wanted.quantization.supervision or "hard",
+        sync_batchnorm=config.runtime.sync_batchnorm,
         held_out=found.held_out,
         test=partial(weigh, description="testing"),
     )

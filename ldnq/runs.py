@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ldnq import ranks
 from ldnq.errors import UsageError
 from ldnq.files import write_json, write_text
 from ldnq.quantized import LayerResult, QuantizationState, QuantizedWeight
@@ -63,7 +64,10 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from writing here; raises `UsageError` where one does."""
+        """Keep other runs from writing here; raises `UsageError` where one does."""
+        if not ranks.first():
+            yield
+            return
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
             lock.acquire()

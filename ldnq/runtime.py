@@ -7,14 +7,18 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
 import psutil
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 
+from ldnq import ranks
 from ldnq.config import RuntimeConfig
 from ldnq.errors import NetworkError, UsageError
+from ldnq.heartbeat import Heartbeat
 
 # Without a workspace of its own cuBLAS adds up in any order; torch asks for this in its deterministic mode.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -23,10 +27,27 @@ GIB = 1 << 30
 LAYOUT = torch.channels_last
 
 
-def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
-    """The engine for one command. `auto` precision is bf16 for `training` where the processor has it, else 32."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+@contextmanager
+def together(options: RuntimeConfig) -> Iterator[None]:
+    """Within the block the processes that torchrun or srun has started work together; when one fails all end.
+
+    Raises `UsageError` where there are others than `options` say, or where they cannot reach each other.
+    """
+    several = ranks.started() > 1 or options.strategy == "ddp" or (options.devices or 1) * (options.num_nodes or 1) > 1
+    if ranks.size() == 1 and several:
+        fabric = start(options, joining=True)
+        # On the first host the first process cannot say that it is gone itself.
+        speaks = fabric.local_rank == (1 if fabric.node_rank == 0 else 0)
+        ranks.join(fabric.world_size, Heartbeat(fabric.global_rank, fabric.world_size, options.timeout, speaks))
+        yield
+        ranks.part()
+    else:
+        yield
+
+
+def start(options: RuntimeConfig, *, training: bool = False, joining: bool = False) -> Fabric:
+    """The engine for one command, or of a process `joining` others. `auto` precision is bf16 for `training` where the
+    processor has it, else 32."""
     # It reports on hardware that has been decided about here.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     accelerator, devices = _accelerator(options.device)
@@ -38,7 +59,13 @@ def start(options: RuntimeConfig, *, training: bool = False) -> Fabric:
         precision = "16-mixed"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning_fabric")
-        return Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        if joining or ranks.size() > 1:
+            fabric = _launched(accelerator, precision, options)
+        else:
+            fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return fabric
 
 
 def autocast(fabric: Fabric, options: RuntimeConfig) -> torch.autocast:
@@ -121,6 +148,39 @@ def devices() -> list[str]:
         "cpu",
         *(f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())),
     ]
+
+
+def _launched(accelerator: str, precision: Any, options: RuntimeConfig) -> Fabric:
+    per_node, nodes = _processes(options)
+    if ":" in options.device:
+        raise UsageError(f"expected device auto, cpu or cuda with several processes, got {options.device}")
+    # Whether the others are alive their heartbeats tell: whoever waits for them may wait for long.
+    backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
+    strategy = DDPStrategy(timeout=timedelta(days=7), process_group_backend=backend)
+    fabric = Fabric(accelerator=accelerator, devices=per_node, num_nodes=nodes, precision=precision, strategy=strategy)
+    try:
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        what = " ".join(str(error).split())
+        raise UsageError(f"cannot join the other processes of the run at {place}: {what}") from error
+    return fabric
+
+
+def _processes(options: RuntimeConfig) -> tuple[int, int]:
+    """On each host, and hosts."""
+    started = ranks.started()
+    variable = "LOCAL_WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_NTASKS_PER_NODE"
+    per_node = int(os.environ.get(variable, started)) if started > 1 else 1
+    nodes = started // per_node
+    for name, wanted, found in (("devices", options.devices, per_node), ("num-nodes", options.num_nodes, nodes)):
+        if wanted not in (None, 1, found) and started == 1:
+            raise UsageError(
+                f"expected --{name} 1, where one process was started, got {wanted}: start them by torchrun"
+            )
+        if wanted not in (None, found):
+            raise UsageError(f"expected --{name} {found}, as many as were started, got {wanted}: leave it out")
+    return per_node, nodes
 
 
 def _accelerator(device: str) -> tuple[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldnq import ranks
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.files import write_text
@@ -123,9 +124,10 @@ class Comparison:
 
     def compute(self) -> tuple[float, float | None, float | None]:
         """Divergence, agreement and top-1, as `Sensitivity` has them."""
-        agreement = 100 * self.agreed / self.images if self.classes else None
+        divergence, images, agreed = ranks.total(self.divergence, self.images, self.agreed)
+        agreement = 100 * agreed / images if self.classes else None
         top1 = 100 * self.right / self.labelled if self.labelled else None
-        return self.divergence / self.images, agreement, top1
+        return divergence / images, agreement, top1
 
 
 def write_table(found: Iterable[Sensitivity], folder: Path) -> None:

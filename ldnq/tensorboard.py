@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ldnq import ranks
 from ldnq.extras import require
 
 _writer: ContextVar = ContextVar("writer", default=None)
@@ -18,7 +19,7 @@ _steps: ContextVar[Counter] = ContextVar("steps")
 def writing(folder: Path | None) -> Iterator[None]:
     """Write what is logged within the block as event files into `folder`, if there is one; raises `UsageError` where
     tensorboard is not installed."""
-    if folder is None:
+    if folder is None or not ranks.first():
         yield
         return
     require("tensorboard", "tensorboard")

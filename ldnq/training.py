@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.classification import MulticlassAccuracy
 
-from ldnq import curves, runtime, tensorboard, training_state
+from ldnq import curves, ranks, runtime, tensorboard, training_state
 from ldnq.augmentation import Augmentation
 from ldnq.errors import TrainingError, UsageError
 from ldnq.evaluation import Accuracy, loss_and_top1
@@ -22,7 +22,10 @@ from ldnq.report.curves import write_chart
 from ldnq.schedules import Schedule
 from ldnq.soundness import LossWatch, first_unsound
 from ldnq.switching import set_width
+from ldnq.synchronized import average_statistics, synchronized
 from ldnq.training_recipe import TrainingRecipe
+
+CPU = torch.device("cpu")
 
 
 def _nothing() -> None:
@@ -38,7 +41,8 @@ class Trainer:
     images `held_out` have. `parameters` are groups of the optimizer, all of `module` otherwise. `before_step`, with
     gradients as they come, before they are cut, and `after_step` are called around every step of the optimizer.
     `test` measures a network on test images. At several `widths` a step takes the gradients of all, the narrower ones'
-    by `supervision`; the network is left at the widest.
+    by `supervision`; the network is left at the widest. Several processes share the images of every batch, each
+    with batch norms of its own unless `sync_batchnorm`.
     """
 
     module: nn.Module
@@ -59,6 +63,7 @@ class Trainer:
     test: Callable[[nn.Module], Accuracy | None] | None = None
     widths: Sequence[int] = ()
     supervision: str = "hard"
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -91,9 +96,9 @@ class Trainer:
 
     def resume(self) -> bool:
         """Go on from `state` where it exists; raises `CheckpointError` where it belongs to another run."""
-        if not self.state.exists():
+        saved = ranks.agreed(lambda: training_state.read(self.state, CPU) if self.state.exists() else None)
+        if saved is None:
             return False
-        saved = training_state.read(self.state, self.fabric.device)
         training_state.check_same(self.state, saved.get("run"), self._identity())
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
@@ -103,13 +108,14 @@ class Trainer:
     def run(self) -> None:
         """Train to the last epoch, and leave in `module` the weights that the recipe keeps."""
         forward = torch.compile(self.module) if self.compiled else self.module
-        with runtime.deterministic(self.recipe.deterministic):
+        with runtime.deterministic(self.recipe.deterministic), synchronized(self.module, self.sync_batchnorm):
             for _ in track(range(self.epoch, self.recipe.epochs), "epochs"):
                 row = self._checked_epoch(forward)
                 self.epoch += 1
                 self._finish_epoch(row)
         if self.recipe.keep == "best":
-            self.module.load_state_dict(training_state.read(self.best_file, self.fabric.device)["state_dict"])
+            best = ranks.agreed(lambda: training_state.read(self.best_file, CPU))
+            self.module.load_state_dict(best["state_dict"])
         elif self.average:
             self.module.load_state_dict(self.average.module.state_dict())
         curves.write(self.state.with_name(curves.FILE), self.rows)
@@ -119,6 +125,7 @@ class Trainer:
         """What the training was like; raises `TrainingError` where nothing can come of it, before anything is saved."""
         try:
             row = self._train_epoch(forward)
+            average_statistics(self.module, *([self.average.module] if self.average else []))
             if name := first_unsound(self.module):
                 raise TrainingError(f"{name} is not finite after epoch {self.epoch + 1}")
             return row
@@ -129,16 +136,18 @@ class Trainer:
     def _train_epoch(self, forward: Callable[[Tensor], Tensor]) -> curves.Row:
         # Seeded by epoch, so that an interrupted run continues exactly as it would have gone on.
         generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
-        torch.manual_seed(generator.initial_seed())
+        torch.manual_seed(generator.initial_seed() + ranks.rank())
         order = torch.randperm(len(self.images), generator=generator)[: self.steps * self.recipe.batch_size]
         self.module.train()
         total, metric = 0.0, None
         for step, chosen in enumerate(track(order.view(self.steps, self.recipe.batch_size), "batches"), 1):
-            batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)
+            own, weight = ranks.share_of_batch(len(chosen))
+            batch = self.augmentation(self.images[chosen].to(self.fabric.device), generator)[own]
             batch = self.preprocessing.normalize(batch).contiguous(memory_format=runtime.LAYOUT)
-            labels = self.labels[chosen].to(self.fabric.device)
+            labels = self.labels[chosen[own]].to(self.fabric.device)
             self.optimizer.zero_grad()
-            loss, outputs = self._gradients(forward, batch, labels)
+            loss, outputs = self._gradients(forward, batch, labels, weight)
+            ranks.sum_gradients(self.module.parameters(), loss)
             total += self.watch(loss, f"step {step} of {self.steps} of epoch {self.epoch + 1}")
             metric = metric or MulticlassAccuracy(outputs.shape[1], average="micro").to(self.fabric.device)
             metric.update(outputs, labels)
@@ -148,15 +157,19 @@ class Trainer:
         top1 = 100 * float(metric.compute()) if metric else 0.0
         return {"epoch": self.epoch + 1, "loss": total / self.steps, "top1": top1, "lr": rate}
 
-    def _gradients(self, forward: Callable[[Tensor], Tensor], batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Add up those of one pass, or of one at every width, the widest first; returns the loss, in sum, and the first
-        outputs. A pass has given back its memory before the next begins (Yu et al., arXiv 1911.07346)."""
+    def _gradients(
+        self, forward: Callable[[Tensor], Tensor], batch: Tensor, labels: Tensor, weight: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Add up those of one pass, or of one at every width, the widest first, times `weight`; returns the loss, in
+        sum, and the first outputs. A pass has given back its memory before the next begins (Yu et al., arXiv
+        1911.07346)."""
         total, first, targets = torch.zeros((), device=batch.device), None, None
         for width in sorted(self.widths, reverse=True) or [0]:
             set_width(self.module, width)
             with self.fabric.autocast():
                 outputs = forward(batch)
                 loss = self._loss(outputs, labels, batch) if targets is None else divergence(outputs, targets)
+                loss = weight * loss
             self.fabric.backward(loss)
             total += loss.detach()
             first = outputs.detach() if first is None else first
@@ -226,6 +239,8 @@ class Trainer:
         return {"training": self.subject} | asdict(self.recipe)
 
     def _save(self) -> None:
+        if not ranks.first():
+            return
         state: dict[str, Any] = {"run": self._identity(), "epoch": self.epoch, "rows": self.rows, "best": self.best}
         training_state.write(self.state, state | {name: part.state_dict() for name, part in self._parts().items()})
 

@@ -12,10 +12,12 @@ PACKAGE = Path(ldnq.__file__).parent
 # From the ground up: a room may import from rows before its own, and from its own row only where that says so.
 ROWS = [
     ["errors"],
+    ["ranks", "heartbeat"],
     ["config", "registry", "catalogue", "files", "progress", "extras"],
     ["hdf5", "tensorboard", "soundness", "losses", "training_recipe", "launchers"],
     ["details", "curves", "schedules", "training_state"],
     ["codebook", "grid", "packing", "preprocessing", "augmentation", "runtime", "graph", "wiring", "recalibration"],
+    ["synchronized"],
     ["live", "nesting", "correlations", "unfolded", "store"],
     ["walk", "curvature", "products", "complexity", "precisions"],
     ["switching"],

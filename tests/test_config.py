@@ -60,6 +60,7 @@ OPTIONS = {
     "workers": 2,
     "threads": 1,
     "max_memory": 4.0,
+    "sync_batchnorm": True,
 }
 
 
@@ -73,6 +74,19 @@ def test_every_option_finds_its_part():
     assert config.recipe.kbits == "auto"
     assert config.recipe.kbits_for == {"layer1.*": 5, "linear": 9}
     assert config.runtime.device == "cuda:1"
+
+
+def test_how_a_run_is_spread_is_no_part_of_it():
+    spread = {"devices": 2, "num_nodes": 3, "strategy": "ddp", "timeout": 5}
+    config = RunConfig.from_options(OPTIONS | spread)
+    assert (config.runtime.devices, config.runtime.num_nodes) == (2, 3)
+    assert config.to_dict() == RunConfig.from_options(OPTIONS).to_dict()
+
+
+@pytest.mark.parametrize("options", [{"devices": 0}, {"num_nodes": 0}, {"timeout": 0}, {"strategy": "dp"}])
+def test_processes_that_cannot_be_are_refused(options):
+    with pytest.raises(UsageError, match=r"^expected "):
+        RuntimeConfig(**options)
 
 
 def test_a_part_of_the_options_leaves_the_rest_at_their_defaults():

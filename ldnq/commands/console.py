@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
+from ldnq import ranks
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,7 +23,8 @@ class _Remarks(logging.Handler):
 def configure(verbose: bool, quiet: bool) -> None:
     """Decide what the log of ldnq shows: warnings with `quiet`, everything with `verbose`."""
     log = logging.getLogger("ldnq")
-    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    log.setLevel(logging.CRITICAL if ranks.number() else level)
     log.handlers = [_Remarks()]
 
 

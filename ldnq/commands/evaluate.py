@@ -17,6 +17,7 @@ from ldnq.config import RunConfig
 @options.network_options
 @options.data_options
 @options.runtime_options
+@options.process_options
 @click.option("--bits", type=options.BIT_WIDTHS, help="Of a network of several widths those to measure. [default: all]")
 @click.option("--kbits", type=options.BIT_WIDTHS, help="The same, of one whose widths are numbers of levels.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")

@@ -10,7 +10,8 @@ import click
 from click.core import ParameterSource
 
 from ldnq.commands.completion import complete
-from ldnq.config import AUTO, PRECISIONS, SCALES, TRAINING_PRECISIONS, RecipeConfig
+from ldnq.commands.launch import on_devices
+from ldnq.config import AUTO, PRECISIONS, SCALES, STRATEGIES, TRAINING_PRECISIONS, RecipeConfig, RuntimeConfig
 from ldnq.training_recipe import KEEP, MILESTONES, OPTIMIZERS, SCHEDULES, TrainingRecipe
 
 
@@ -222,6 +223,29 @@ memory_option = click.option(
 )
 
 training_runtime_options = _runtime_options(TRAINING_PRECISIONS)
+
+process_options = _group(
+    click.option(
+        "--devices", type=click.IntRange(1), metavar="N", callback=on_devices,
+        help="Processes on each host. [default: as were started, else 1]",
+    ),
+    click.option(
+        "--num-nodes", type=click.IntRange(1), metavar="N", is_eager=True,
+        help="Hosts. [default: as were started, else 1]",
+    ),
+    click.option(
+        "--strategy", type=click.Choice(STRATEGIES), default=STRATEGIES[0], show_default=True,
+        help="How processes work together, of lightning-fabric; auto is ddp where there are several.",
+    ),
+    click.option(
+        "--timeout", type=click.IntRange(1), default=RuntimeConfig.timeout, show_default=True, metavar="SECONDS",
+        help="So long a process may be silent before it counts as lost.",
+    ),
+)  # fmt: skip
+
+sync_option = click.option(
+    "--sync-batchnorm", is_flag=True, help="Batch norms see the training batches of all processes as one."
+)
 
 
 def _training(name: str, help: str, metavar: str | None = None, kind: Any = None) -> Callable:

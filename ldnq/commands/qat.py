@@ -67,6 +67,8 @@ def _bits(name: str, what: str) -> Any:
 @options.training_options
 @options.teacher_options
 @options.training_runtime_options
+@options.process_options
+@options.sync_option
 @options.tensorboard_option
 @options.output_option
 @resume_option

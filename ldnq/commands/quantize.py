@@ -51,6 +51,7 @@ from ldnq.config import AUTO, KBITS, METHODS, RANGES, RunConfig
 @click.option("--distillation-steps", type=click.IntRange(0), help="Of the whole network. [default: the preset's]")
 @options.runtime_options
 @options.memory_option
+@options.process_options
 @options.tensorboard_option
 @options.output_option
 @resume_option

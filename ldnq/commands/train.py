@@ -28,6 +28,8 @@ from ldnq.errors import UsageError
 @click.option("--half", is_flag=True, help="Store the weights as float16.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network first; needs a C++ compiler.")
 @options.training_runtime_options
+@options.process_options
+@options.sync_option
 @options.tensorboard_option
 @options.output_option
 @resume_option

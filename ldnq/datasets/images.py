@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from ldnq import ranks
 from ldnq.datasets.names import Names
 from ldnq.errors import DataError
 from ldnq.preprocessing import Preprocessing, to_rgb
@@ -156,15 +157,18 @@ def loader(dataset: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
 
 
 def in_memory(dataset: Prepared, workers: int = 0) -> tuple[Tensor, Tensor]:
-    """All of `dataset` as (n, 3, s, s) uint8 and (n,) int64."""
+    """All of `dataset` as (n, 3, s, s) uint8 and (n,) int64; of several processes each reads a part."""
     size = dataset.preprocessing.image_size
-    images = torch.empty(len(dataset), 3, size, size, dtype=torch.uint8)
-    labels = torch.empty(len(dataset), dtype=torch.int64)
-    position = 0
-    for batch, batch_labels in track(loader(dataset, 256, workers), "loading images"):
+    images = torch.zeros(len(dataset), 3, size, size, dtype=torch.uint8)
+    labels = torch.zeros(len(dataset), dtype=torch.int64)
+    own = ranks.share(len(dataset))
+    position = own.start
+    for batch, batch_labels in track(loader(Subset(dataset, range(len(dataset))[own]), 256, workers), "loading images"):
         images[position : position + len(batch)] = batch
         labels[position : position + len(batch)] = batch_labels
         position += len(batch)
+    ranks.sum_(images)
+    ranks.sum_(labels)
     return images, labels
 
 

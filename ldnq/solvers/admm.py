@@ -28,6 +28,9 @@ class Admm:
     tolerance: float = 1e-6
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
+        return problem.solve(self._solve)
+
+    def _solve(self, problem: LayerProblem) -> LayerSolution:
         W, H, codebook = problem.target, problem.gram, problem.codebook
         rho = self._penalty(H)
         identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)

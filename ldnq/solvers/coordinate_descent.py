@@ -37,12 +37,13 @@ class CoordinateDescent:
     block: int = 32
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
-        best, errors = self._solve_rows(problem.by_rows())
-        if problem.sensitivity is not None:
-            best, errors = self._descend(problem, problem.fit(best.levels, best.scale))
-        return LayerSolution(problem.codebook.nearest(best.levels), best.scale, tuple(errors))
+        found = problem.by_rows().solve(self._solve_rows)
+        if problem.sensitivity is None:
+            return found
+        levels = problem.codebook.values(found.codes, problem.target.dtype)
+        return _solution(problem, *self._descend(problem, problem.fit(levels, found.scale)))
 
-    def _solve_rows(self, problem: LayerProblem) -> tuple[Fit, list[float]]:
+    def _solve_rows(self, problem: LayerProblem) -> LayerSolution:
         """The best of all starts, and the errors by sweep of one after the other."""
         best: Fit | None = None
         errors: list[float] = []
@@ -53,14 +54,14 @@ class CoordinateDescent:
             best = best.or_better(fit) if best else fit
             errors += history
         assert best, "there is a start"  # noqa: S101, for the type
-        return best, [*errors, float(best.error.sum())]
+        return _solution(problem, best, [*errors, problem.total(best.error)])
 
     def _descend(self, problem: LayerProblem, fit: Fit) -> tuple[Fit, list[float]]:
         """Where the sweeps end, and the errors by sweep."""
-        errors = [float(fit.error.sum())]
+        errors = [problem.total(fit.error)]
         for _ in range(self.max_sweeps):
             fit = self._sweep(problem, fit).or_better(fit)
-            errors.append(float(fit.error.sum()))
+            errors.append(problem.total(fit.error))
             if errors[-1] >= errors[-2] * (1 - self.tolerance):
                 break
         return fit, errors
@@ -99,6 +100,10 @@ class CoordinateDescent:
             gradient = gradient - problem.sensitivity[:, :, rows] @ (changed @ problem.gram[:, inputs, inputs])
             levels[:, rows] = found
         return levels
+
+
+def _solution(problem: LayerProblem, fit: Fit, errors: list[float]) -> LayerSolution:
+    return LayerSolution(problem.codebook.nearest(fit.levels), fit.scale, tuple(errors))
 
 
 class Block:

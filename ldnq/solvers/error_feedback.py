@@ -39,7 +39,9 @@ class ErrorFeedback:
     depth: int = 128
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
-        problem = problem.by_rows()
+        return problem.by_rows().solve(self._solve)
+
+    def _solve(self, problem: LayerProblem) -> LayerSolution:
         W, codebook = problem.target, problem.codebook
         nearest, fitted = project(W, codebook, problem.per_channel, bounds=problem.bounds)
         # Following correlations may lose where there are few: nearest levels are the first to beat.
@@ -54,17 +56,17 @@ class ErrorFeedback:
         if step == 1:
             best = best.or_better(problem.fit(found.levels.to(W), scale))
             scale = best.scale
-        errors = [float(best.error.sum())]
+        errors = [problem.total(best.error)]
         if self.beam > 1 or step > 1:
-            (levels,) = search(rough, [(scale / fitted).float()], self._width(self.beam, W.numel()))
+            (levels,) = search(rough, [(scale / fitted).float()], self._width(self.beam, problem.num_weights))
             best = best.or_better(problem.fit(levels.to(W), scale))
-            errors.append(float(best.error.sum()))
+            errors.append(problem.total(best.error))
         return LayerSolution(codebook.nearest(best.levels), best.scale, tuple(errors))
 
     def _best_of_scales(self, search: "Search", problem: LayerProblem) -> Fit:
         """What the best multiple of the scale leads to."""
         weights = problem.target.numel()
-        beam, best = self._width(1, weights * self.scales), None
+        beam, best = self._width(1, problem.num_weights * self.scales), None
         for factors in torch.linspace(self.low, self.high, self.scales).split(max(1, MAX_ENTRIES // weights)):
             scales = list(factors.view(-1, 1, 1, 1).to(problem.target))
             for levels, scale in zip(search(problem, scales, beam), scales):

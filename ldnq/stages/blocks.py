@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldnq import tensorboard
+from ldnq import ranks, tensorboard
 from ldnq.calibration import CalibrationImages
 from ldnq.curvature import channel_curvature
 from ldnq.errors import TrainingError
@@ -75,7 +75,7 @@ class BlockReconstruction:
             except TrainingError as error:
                 log.warning("block %s stays as it was: %s", name, error)
         with torch.no_grad():
-            end = float(exam.error())
+            end = ranks.agreed(lambda: float(exam.error()))
         say(f"relative error {end:.4f}, was {start:.4f}")
         if not end < start:
             task.block.load_state_dict(before)
@@ -91,11 +91,14 @@ class BlockReconstruction:
             for _, quantizer in weights.values():
                 quantizer.temperature = self.coldest ** (step / self.steps)
             chosen = torch.randint(len(task.targets), (self.batch_size,), generator=generator)
+            own, weight = ranks.share_of_batch(self.batch_size)
             with autocast, torch.enable_grad():
-                loss = task.error(chosen, self.mixed, generator)
-            watch(loss, f"step {step + 1} of {self.steps}")
+                loss = weight * task.error(chosen, self.mixed, generator, own)
             optimizer.zero_grad()
             loss.backward()
+            loss = loss.detach()
+            ranks.sum_gradients(task.block.parameters(), loss)
+            watch(loss, f"step {step + 1} of {self.steps}")
             optimizer.step()
             tensorboard.scalar("blocks/loss", loss)
 
@@ -124,14 +127,19 @@ class Task:
         return cls(block, torch.cat(inputs), torch.cat(teacher_inputs), torch.cat(targets), curvature)
 
     def error(
-        self, chosen: Tensor | slice = slice(None), mixed: float = 0.0, generator: torch.Generator | None = None
+        self,
+        chosen: Tensor | slice = slice(None),
+        mixed: float = 0.0,
+        generator: torch.Generator | None = None,
+        own: slice = slice(None),
     ) -> Tensor:
-        """The relative error of the output on the `chosen` samples, a share `mixed` of the inputs from the teacher."""
+        """The relative error of the output on the `chosen` samples, a share `mixed` of the inputs from the teacher; of
+        the samples those that are this process's `own`."""
         inputs = self.inputs[chosen]
         if mixed:
             from_teacher = torch.rand(inputs.shape, generator=generator) < mixed
             inputs = torch.where(from_teacher.to(inputs.device), self.teacher_inputs[chosen], inputs)
-        outputs, targets = self.block(inputs).float(), self.targets[chosen].float()
+        outputs, targets = self.block(inputs[own]).float(), self.targets[chosen][own].float()
         return ((outputs - targets).square() * self.curvature).sum() / (targets.square() * self.curvature).sum()
 
 

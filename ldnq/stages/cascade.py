@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ldnq import tensorboard
+from ldnq import ranks, tensorboard
 from ldnq.calibration import CalibrationImages
 from ldnq.errors import TrainingError
 from ldnq.progress import track
 from ldnq.quantized import QuantizationState
 from ldnq.soundness import LossWatch, first_unsound
+from ldnq.synchronized import synchronized
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class Cascade:
             module.train(isinstance(module, _BatchNorm))
         before = {name: tensor.clone() for name, tensor in state.student.state_dict().items()}
         try:
-            self._train(state, optimizer, calibration, generator)
+            with synchronized(state.student):
+                self._train(state, optimizer, calibration, generator)
         except TrainingError as error:
             state.student.load_state_dict(before)
             log.warning("no cascade update here: %s; --no-training goes without", error)
@@ -86,15 +88,18 @@ class Cascade:
         for step, batch in enumerate(batches, 1):
             if len(batch) == 1:
                 continue  # batch norm has no variance of one sample
+            own, weight = ranks.share_of_batch(len(batch))
             with torch.no_grad():
-                target = state.teacher(batch)
+                target = state.teacher(batch[own])
             with torch.enable_grad():
-                loss = F.mse_loss(state.student(batch), target)
+                loss = weight * F.mse_loss(state.student(batch[own]), target)
             if not loss.requires_grad:
                 return  # what is left to train has no part in the output
-            watch = watch or LossWatch(guess=float(target.square().mean()))
-            value = watch(loss, f"step {step}")
             optimizer.zero_grad()
             loss.backward()
+            mean = loss.detach(), weight * target.square().mean()
+            ranks.sum_gradients(state.student.parameters(), *mean)
+            watch = watch or LossWatch(guess=float(mean[1]))
+            value = watch(mean[0], f"step {step}")
             optimizer.step()
             yield value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ldnq import tensorboard
+from ldnq import ranks, tensorboard
 from ldnq.augmentation import mix
 from ldnq.calibration import CalibrationImages
 from ldnq.errors import TrainingError
@@ -97,14 +97,17 @@ class Distillation:
         with recorded(state.student, blocks) as ours, recorded(state.teacher, blocks) as theirs:
             for step in track(range(1, self.steps + 1), "distilling"):
                 batch = next(batches)
+                own, weight = ranks.share_of_batch(len(batch))
                 with autocast, torch.no_grad():
-                    target = state.teacher(batch)
+                    target = state.teacher(batch[own])
                 with autocast, torch.enable_grad():
-                    loss = divergence(state.student(batch), target, self.temperature)
-                    loss = loss + self.features * mean_relative_error(ours, theirs)
-                watch(loss, f"step {step} of {self.steps}")
+                    loss = divergence(state.student(batch[own]), target, self.temperature)
+                    loss = weight * (loss + self.features * mean_relative_error(ours, theirs))
                 optimizer.zero_grad()
                 loss.backward()
+                loss = loss.detach()
+                ranks.sum_gradients(state.student.parameters(), loss)
+                watch(loss, f"step {step} of {self.steps}")
                 optimizer.step()
                 schedule.step()
                 tensorboard.scalar("distillation/loss", loss, step)
@@ -129,16 +132,17 @@ class Distillation:
 
 
 class Exam:
-    """How far a network is from `teacher` on `batches` of inputs."""
+    """How far a network is from `teacher` on `batches` of inputs, which are dealt to the processes."""
 
     @torch.no_grad()
     def __init__(self, teacher: nn.Module, batches: Iterable[Tensor]) -> None:
-        self.questions = [(batch, teacher(batch)) for batch in batches]
+        self.questions = [(batch, teacher(batch)) for batch in ranks.mine(batches)]
 
     @torch.no_grad()
     def __call__(self, module: nn.Module) -> float:
         losses = [float(divergence(module(batch), target)) for batch, target in self.questions]
-        return sum(losses) / len(losses)
+        total, count = ranks.total(sum(losses), len(losses))
+        return total / count
 
 
 class Best:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ldnq import runtime
+from ldnq import ranks, runtime
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
 from ldnq.curvature import sensitivities
@@ -40,7 +40,7 @@ FLOOR = 1e-4
 @dataclass(frozen=True)
 class Course:
     """The way that a stage goes: `layers` in their order, how they are joined, how the network feels their outputs, by
-    their names, and the passes of all batches, of so many `images`, through student and teacher."""
+    their names, and the passes of this process's batches, of so many `images` in all, through student and teacher."""
 
     layers: Sequence[Layer]
     joints: Joints
@@ -117,10 +117,10 @@ class Layerwise:
     def _walks(
         self, joints: Joints, calibration: CalibrationImages, generator: torch.Generator
     ) -> Callable[[], Iterable[tuple[Walk, Walk]]]:
-        """The passes of all batches through student and teacher, for one layer after the other."""
+        """The passes of batches through student and teacher, for one layer after the other."""
 
         def start(store: Store) -> Iterator[tuple[Walk, Walk]]:
-            for batch in calibration.views(self._views(calibration), generator):
+            for batch in ranks.mine(calibration.views(self._views(calibration), generator)):
                 held = store.hold({"batch": batch})
                 yield Walk(joints.student, held, store), Walk(joints.teacher, held, store)
 
@@ -146,8 +146,7 @@ class Layerwise:
         if not self.coupling:
             return {}
         some = replace(calibration, images=calibration.images[:: -(-len(calibration) // self.felt)])
-        number = -(-len(some) // some.batch_size)
-        batches = track(some.batches(), "measuring sensitivities", total=number)
+        batches = track(some.batches(), "measuring sensitivities", total=some.number_of_batches)
         found = sensitivities(state.teacher, layers, batches, self.draws, generator)
         runtime.release_memory()
         return {name: self._damped(sensitivity) for name, sensitivity in found.items()}

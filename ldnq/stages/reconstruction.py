@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ldnq import ranks
 from ldnq.codebook import Bounds, Codebook
 from ldnq.graph import Layer
 from ldnq.joints import Receiver
@@ -42,7 +43,9 @@ class Reconstruction:
         per_channel = self.per_channel or free_scales
         bounds = self._bounds(codebook, state)
         problem = LayerProblem(self.target, self.gram, codebook, per_channel, self.sensitivity, bounds)
-        solution, gain = self._shared(problem, solver(problem))
+        # Decimals of one machine may not be those of another.
+        found = solver(problem)
+        solution, gain = self._shared(problem, ranks.agreed(lambda: found))
         weights = self._split(solution, codebook)
         for name, quantized in weights.items():
             state.write(name, quantized)

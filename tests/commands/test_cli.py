@@ -145,7 +145,7 @@ def test_environment_is_what_a_bug_report_needs(ldnq):
 
 def test_help_says_what_exit_codes_mean(ldnq):
     lines = ldnq("--help").out.splitlines()
-    assert [line.split()[0] for line in lines[-4:]] == ["0", "1", "2", "130"]
+    assert [line.split()[0] for line in lines[-5:]] == ["0", "1", "2", "3", "130"]
 
 
 def test_an_unknown_option_is_one_line(ldnq):
