@@ -24,7 +24,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from rows import publish
+from rows import data_of, data_root_option, looking, publish, quick_option, samples
 from workbench import Workbench
 
 from ldnq import ranks, runtime
@@ -60,26 +60,24 @@ PARTS = {
 
 
 @click.command()
-@click.option("--data-root", type=click.Path(exists=True, path_type=Path), required=True, help="Of CIFAR-10.")
+@quick_option
+@data_root_option("The folder of CIFAR-10.")
 @click.option("--repeats", default=5, show_default=True, help="Runs each way.")
-@click.option("--quick", is_flag=True, help="Few images, run once each way: a look, no table.")
 @click.option("--work", type=click.Path(path_type=Path), hidden=True)
-def main(data_root: Path, repeats: int, quick: bool, work: Path | None) -> None:
+def main(quick: bool, data_root: str | None, repeats: int, work: Path | None) -> None:
     """Run both ways in turn, compare, and write the table."""
     if work:
         with runtime.together(CONFIG):
-            measured(data_root, 100 if quick else 500, work)
+            measured(data_of("cifar10", data_root), work)
         return
+    options = ["--quick"] if quick else ["--data-root", str(data_root)]
     with tempfile.TemporaryDirectory() as folder:
         found: dict[int, list[Path]] = {1: [], 2: []}
         for repeat in range(1 if quick else repeats):
             for number in found:
                 found[number].append(Path(folder) / f"{number}-{repeat}")
-                launch(number, found[number][-1], ["--data-root", str(data_root), *(["--quick"] if quick else [])])
-        lines = [*HEAD, *table(found)]
-    click.echo("\n".join(lines))
-    if not quick:
-        publish("processes.md", "\n".join(lines) + "\n")
+                launch(number, found[number][-1], options)
+        publish("processes.md", "\n".join([*HEAD, *table(found)]) + "\n")
 
 
 def launch(number: int, folder: Path, options: list[str]) -> None:
@@ -153,11 +151,11 @@ class Clock:
         return call
 
 
-def measured(data_root: Path, samples: int, folder: Path) -> None:
+def measured(data: DataConfig, folder: Path) -> None:
     """Work, and write what each process took and what came of it."""
-    bench, clock, found = Workbench("resnet20", DataConfig("cifar10", str(data_root))), Clock(), {}
+    bench, clock, found = Workbench("resnet20", data), Clock(), {}
     generator = torch.Generator().manual_seed(0)
-    images = bench.calibration(samples, seed=0)
+    images = bench.calibration(samples(), seed=0)
     grams: list[np.ndarray] = []
     stage.gather_moments = clock.of("gram", stage.gather_moments, lambda moments: grams.append(moments.gram.numpy()))
     stage.sensitivities = clock.of("sensitivities", stage.sensitivities)
@@ -167,7 +165,7 @@ def measured(data_root: Path, samples: int, folder: Path) -> None:
     found |= {f"gram {number}": gram for number, gram in enumerate(grams)}
     for name, weight in state.weights.items():
         found |= {f"{name} codes": weight.codes.numpy(), f"{name} scale": weight.scale.numpy()}
-    steps = 2 if samples < 500 else 20
+    steps = 2 if looking() else 20
     apart = images.set_apart(0.1, generator)
     losses: list[float] = []
     distillation.tensorboard.scalar = lambda name, value, step: losses.append(float(value))
@@ -184,13 +182,16 @@ def measured(data_root: Path, samples: int, folder: Path) -> None:
         with clock.measuring(part):
             trainer.run()
         found[part] = np.array(trainer.rows[0]["loss"])
-    pixels, labels = in_memory(Prepared(bench.data.test, preprocessing, np.arange(4 * samples)))
+    pixels, labels = in_memory(
+        Prepared(bench.data.test, preprocessing, np.arange(min(4 * samples(), len(bench.data.test))))
+    )
     test = ArrayImages(pixels.permute(0, 2, 3, 1).numpy(), labels.numpy(), bench.data.class_names)
     data = Data(bench.data.family, None, test)
     with clock.measuring("evaluating"):
         accuracy = measure(bench.network.module, data, preprocessing, CONFIG, fabric, "evaluating")
     found["right"] = np.array(round(accuracy.top1 * accuracy.samples / 100))
-    (folder / f"{ranks.rank()}.json").write_text(json.dumps(clock.seconds))
+    with (folder / f"{ranks.rank()}.json").open("w") as file:
+        json.dump(clock.seconds, file)
     if ranks.first():
         np.savez(folder / "results.npz", **found)
 
