@@ -9,9 +9,9 @@ ResNet-18 has the weights that ship, ResNet-50 random ones from a seed and batch
 learned nothing, but its inputs are correlated as images are. "In a hurry" is coordinate descent that tries fewer
 scales, follows one rounding a row and makes one sweep; "error feedback alone" tries five and makes none.
 
-The plain form solves `(H+ρI) X = …` anew in every iteration, in float32, which is faster than float64. Its first
-iterations are timed: how many it makes and what error it ends with is known from `ldnq.solvers.admm`, which factorizes
-once and makes the same ones, as tests hold and this script checks. Times are those of one processor core.
+The plain form solves `(H+ρI) X = …` anew in every iteration, in float64 as all of it. Its first iterations are timed:
+how many it makes and what error it ends with is known from `ldnq.solvers.admm`, which factorizes once and makes the same
+ones, as tests hold and this script checks. Times are those of one processor core.
 """
 
 import itertools
@@ -94,10 +94,9 @@ def new_shapes(network: nn.Module, batch: Tensor, seen: set[tuple[int, ...]], qu
 
 def measured(problem: LayerProblem, times: list[list[float]]) -> str:
     """The rest of a row; the seconds of the plain form and of ours are added to `times`."""
-    rough = replace(problem, target=problem.target.float(), gram=problem.gram.float())
-    same = Admm()(rough).errors
+    same = Admm()(problem).errors
     error, iterations = min(same), len(same) - 1
-    first, seconds = zip(*itertools.islice(plain_admm(rough), TIMED))
+    first, seconds = zip(*itertools.islice(plain_admm(problem), TIMED))
     if not torch.allclose(torch.tensor(first), torch.tensor(same[1 : TIMED + 1]), rtol=0.01):
         raise click.ClickException(f"the plain form goes another way: errors of {first}, not {same[1 : TIMED + 1]}")
     plain = iterations * sum(seconds) / len(seconds)
@@ -111,12 +110,12 @@ def measured(problem: LayerProblem, times: list[list[float]]) -> str:
 def plain_admm(problem: LayerProblem) -> Iterator[tuple[float, float]]:
     """Section 3.3 of the paper: error and seconds of every iteration."""
     W, H = problem.target[0], problem.gram[0]
-    levels = torch.tensor(problem.codebook.levels)
+    levels = torch.tensor(problem.codebook.levels, dtype=W.dtype)
     start = Nearest()(problem)
     alpha = start.scale.squeeze()
     G, U = alpha * levels[start.codes[0].long()], torch.zeros_like(W)
     rho = H[0, 0]
-    identity = torch.eye(len(H))
+    identity = torch.eye(len(H), dtype=H.dtype)
     while True:
         begun = time.process_time()
         W_next = torch.linalg.solve(H + rho * identity, (W @ H + rho * (G - U)).T).T
