@@ -10,8 +10,8 @@ learned nothing, but its inputs are correlated as images are. "In a hurry" is co
 scales, follows one rounding a row and makes one sweep; "error feedback alone" tries five and makes none.
 
 The plain form solves `(H+ρI) X = …` anew in every iteration, in float64 as all of it. Its first iterations are timed:
-how many it makes and what error it ends with is known from `ldnq.solvers.admm`, which factorizes once and makes the same
-ones, as tests hold and this script checks. Times are those of one processor core.
+how many it makes and what error it ends with is known from `ldnq.solvers.admm`, which factorizes once and makes the
+same ones, as tests hold and this script checks. Times are those of one processor core.
 """
 
 import itertools
