@@ -27,13 +27,15 @@ class CoordinateDescent:
     Starts from the best that any of `starts` finds, decided anew for everything that has its own error. Ends when a
     sweep has not lowered the error by a relative `tolerance`, after `max_sweeps` at most.
 
-    Where the problem's sensitivity S couples rows, that goes on from where it ended for each row alone. All rows change
-    a code at once: a change must lower the error beside all the others, or only the best is made.
+    Where the problem's sensitivity S couples rows, that goes on from where it ended for each row alone, until a sweep
+    gains less than `coupled_tolerance`: what later ones gain, other images do not know of. Rows change a code at once:
+    a change must lower the error beside all the others, or only the best is made.
     """
 
     starts: tuple[Solver, ...] = (ErrorFeedback(),)
     max_sweeps: int = 30
     tolerance: float = 1e-3
+    coupled_tolerance: float = 1e-2
     block: int = 32
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
@@ -58,11 +60,12 @@ class CoordinateDescent:
 
     def _descend(self, problem: LayerProblem, fit: Fit) -> tuple[Fit, list[float]]:
         """Where the sweeps end, and the errors by sweep."""
+        tolerance = self.tolerance if problem.sensitivity is None else self.coupled_tolerance
         errors = [problem.total(fit.error)]
         for _ in range(self.max_sweeps):
             fit = self._sweep(problem, fit).or_better(fit)
             errors.append(problem.total(fit.error))
-            if errors[-1] >= errors[-2] * (1 - self.tolerance):
+            if errors[-1] >= errors[-2] * (1 - tolerance):
                 break
         return fit, errors
 
