@@ -4,8 +4,8 @@
     python benchmarks/main_job.py --data-root DIR
 
 writes `main_job.md`: ResNet-18 at 224 pixels, preset `fast`, 500 images, one thread, without reading the images and
-without evaluation. What counts is the time spent below a function, found by Python's own profiler; times are multiples
-of the plain pass, which is measured before and after.
+without evaluation. What counts is the processor's time spent below a function, found by Python's own profiler; times
+are multiples of the plain pass, which is measured before and after.
 """
 
 import cProfile
@@ -71,16 +71,16 @@ def main(quick: bool, data_root: str | None, model: str, image_size: int, kbits:
 @torch.no_grad()
 def plain_pass(network: nn.Module, images: CalibrationImages) -> float:
     """Seconds of one pass of teacher and student, which cost the same."""
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(2):
         for batch in images.batches():
             network(batch.contiguous(memory_format=runtime.LAYOUT))
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def profiled(job: Callable[[], object]) -> tuple[float, dict[str, float]]:
     """Seconds of the whole job and of its parts."""
-    profile = cProfile.Profile()
+    profile = cProfile.Profile(time.process_time)
     profile.runcall(job)
     stats = pstats.Stats(profile)
     spent = {key: cumulative for key, (_, _, _, cumulative, _) in stats.stats.items()}  # type: ignore[attr-defined]

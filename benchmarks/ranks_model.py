@@ -22,17 +22,14 @@ from torch import nn
 
 from ldnq import graph
 from ldnq.complexity import complexity
-from ldnq.config import RuntimeConfig
+from ldnq.config import RecipeConfig, RuntimeConfig
 from ldnq.correlations import Geometry
 from ldnq.network import build, find_family
-from ldnq.stages.layerwise import MAX_VALUES
-from ldnq.walk import Walk
-from ldnq.wiring import Wiring
+from ldnq.stages.layerwise import Layerwise
 
 MODEL, IMAGES, SHARE = "resnet50", 1_281_167, 0.01
 RANKS = (1, 8, 64, 512)
 PARTS = ("reading", "passes", "products", "sensitivities", "solving", "traffic")
-DRAWS = 2
 
 
 @dataclass(frozen=True)
@@ -65,17 +62,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a layer of `rows` outputs and `d` inputs asks for: multiply-accumulates of an image to get to it, `before`,
-    and in it, `own`, for the products of its inputs and outputs, `products`; `positions` of its outputs; bytes of an
-    image to go on from it, `held`."""
+    """What a layer of `rows` outputs and `d` inputs asks for: multiply-accumulates of an image in it, `own`, and for
+    the products of its inputs and outputs, `products`; `positions` of its outputs."""
 
     rows: int
     d: int
     positions: int
-    before: int
     own: int
     products: int
-    held: int
 
     @property
     def reduced(self) -> int:
@@ -115,20 +109,16 @@ def counts() -> list[Counts]:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda layer, x, y, name=name: note(name, layer, x[0], y))
     macs = {layer.name: layer.macs for layer in complexity(network, size) if layer.macs}
-    image = torch.zeros(1, 3, size, size)
-    walk, layers = Walk(Wiring(network), image), {layer.name: layer for layer in graph.find_layers(network, image)[0]}
-    found, before = [], 0
+    found = []
     for name, own in macs.items():
-        walk.inputs(layers[name])
-        held = sum(value.numel() * value.element_size() for value in walk.env.values())
         weight = network.get_submodule(name).weight
         rows, d = weight.shape[0], weight[0].numel()
         positions, geometry = own // weight.numel(), geometries.get(name)
-        gram = d**2 * positions
+        # Of blocks that are not on the diagonal one half.
+        gram = d**2 * positions * 9 // 16
         if geometry:
             gram = sum(map(geometry.positions, geometry.parts)) * weight.shape[1] ** 2
-        found.append(Counts(rows, d, positions, before, own, gram + own, held))
-        before += own
+        found.append(Counts(rows, d, positions, own, gram + own))
     return found
 
 
@@ -142,10 +132,12 @@ def seconds(
 ) -> dict[str, float]:
     """Of `ldnq quantize --preset fast` by its parts."""
     each = dealt(images, ranks)
-    total = layers[-1].before + layers[-1].own
+    total = sum(layer.own for layer in layers)
     passing, multiplying = constants.passes * machine.macs, constants.products * machine.macs
     squares = sum(layer.rows**2 * layer.positions for layer in layers)
-    gradients = total * (1 + DRAWS) / passing + DRAWS * squares / multiplying
+    gradients = total * (1 + Layerwise.draws) / passing + Layerwise.draws * squares / multiplying
+    # Of a layer with positions to spare the moments take some images.
+    products = sum(layer.products / spared(layer, images) for layer in layers)
     asked = sum(constants.launches * layer.d * machine.launch for layer in layers)
     whole = sum(layer.d**3 for layer in layers) / (constants.products * machine.macs64)
     rows = sum(constants.work * layer.rows * layer.d**2 for layer in layers) / (constants.products * machine.macs64)
@@ -154,9 +146,9 @@ def seconds(
     once = machine.all_reduce(sum(layer.sensitivity for layer in layers), ranks)
     return {
         "reading": each / machine.reading,
-        "passes": each * ways(layers, each) / passing,
-        "products": each * sum(layer.products for layer in layers) / multiplying,
-        "sensitivities": each * gradients,
+        "passes": each * 2 * total / passing,
+        "products": each * products / multiplying,
+        "sensitivities": dealt(Layerwise.felt, ranks) * gradients,
         "solving": asked + whole + rows / ranks,
         "traffic": reduced + gathered + once,
     }
@@ -168,21 +160,14 @@ def dealt(images: int, ranks: int) -> int:
     return min(images, math.ceil(math.ceil(images / batch) / ranks) * batch)
 
 
-def ways(layers: Sequence[Counts], images: int) -> int:
-    """Multiply-accumulates of an image on the ways to all layers in both networks, each begun where the values of so
-    many images were last few enough to be kept."""
-    found = student = teacher = 0
-    for layer in layers:
-        # Of the student what the layer is given, of the teacher what it gives back.
-        found += layer.before - student + layer.before + layer.own - teacher
-        if 2 * images * layer.held <= MAX_VALUES:
-            student, teacher = layer.before, layer.before + layer.own
-    return found
+def spared(layer: Counts, images: int) -> int:
+    """Every how manieth of so many images the moments of a layer take."""
+    return max(1, layer.positions * images // RecipeConfig.gram_samples)
 
 
 def constants_table(layers: Sequence[Counts], constants: Constants) -> str:
     """What was measured, and what was counted."""
-    total = layers[-1].before + layers[-1].own
+    total = sum(layer.own for layer in layers)
     gram = sum(layer.reduced for layer in layers) / 1e9
     rows = [
         ("a pass of resnet50, share of the speed of a matrix product", f"{constants.passes:.2f}"),
@@ -191,9 +176,7 @@ def constants_table(layers: Sequence[Counts], constants: Constants) -> str:
         ("multiply-accumulates of the solver for every row and two inputs", f"{constants.work:.0f}"),
         (f"layers of {MODEL}, their inputs together", f"{len(layers)}, {sum(layer.d for layer in layers):,}"),
         ("multiply-accumulates of a pass, of an image", f"{total / 1e9:.1f} G"),
-        ("of the ways to all layers in both networks, of many images", f"{ways(layers, IMAGES) / 1e9:.0f} G"),
-        ("the same, of a few images", f"{ways(layers, 1) / 1e9:.1f} G"),
-        ("of products of inputs and outputs", f"{sum(layer.products for layer in layers) / 1e9:.1f} G"),
+        ("of products of inputs and outputs, of an image", f"{sum(layer.products for layer in layers) / 1e9:.1f} G"),
         ("bytes reduced, all layers", f"{gram:.2f} GB"),
         ("bytes reduced, the largest layer", f"{max(layer.reduced for layer in layers) / 1e6:.0f} MB"),
     ]

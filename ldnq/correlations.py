@@ -16,6 +16,8 @@ from ldnq import graph
 WORTHWHILE = 1.5
 # Copies that cut out columns take as long as products of so many channels with columns of zeros as wide as the image.
 COPIES = 20
+# Of a sum of products in float32.
+PRECISION = 1e-6
 
 
 class Part(NamedTuple):
@@ -26,6 +28,10 @@ class Part(NamedTuple):
     right: int
     row: int | None = None
     column: int | None = None
+
+
+# Of a place with itself.
+ALL = Part(0, 0)
 
 
 @dataclass(frozen=True)
@@ -60,17 +66,21 @@ class Geometry:
     def parts(self) -> tuple[Part, ...]:
         """All that blocks are made of, each once."""
         pairs = combinations_with_replacement(self.places, 2)
-        return tuple(dict.fromkeys(part for pair in pairs for part, _ in self.block(*pair)))
+        return tuple(dict.fromkeys([ALL, *(part for pair in pairs for part, _ in self.block(*pair))]))
 
     def block(self, first: tuple[int, int], second: tuple[int, int]) -> Iterator[tuple[Part, int]]:
         """The parts that products of two places of the window are made of, and their signs: all of their distance, less
-        those in rows and in columns that this pair does not meet, which were then taken off twice where they cross."""
+        those in rows and in columns that this pair does not meet, which were then taken off twice where they cross.
+        None of a pair that meets nothing but padding."""
         down, right = (b - a for a, b in zip(first, second))
-        yield Part(down, right), 1
+        meeting = [self._meeting(axis, shift) for axis, shift in enumerate((down, right))]
         rows, columns = (
-            [place for place in self._meeting(axis, shift) if not start <= place < start + count]
-            for axis, (shift, start, count) in enumerate(zip((down, right), first, self.size))
+            [place for place in there if not start <= place < start + count]
+            for there, start, count in zip(meeting, first, self.size)
         )
+        if len(rows) == len(meeting[0]) or len(columns) == len(meeting[1]):
+            return
+        yield Part(down, right), 1
         yield from ((Part(down, right, row), -1) for row in rows)
         yield from ((Part(down, right, None, column), -1) for column in columns)
         yield from ((Part(down, right, row, column), 1) for row, column in product(rows, columns))
@@ -96,7 +106,8 @@ class Geometry:
     def _meeting(self, axis: int, shift: int) -> range:
         """Rows or columns that are there and, shifted, still are."""
         there = self.there[axis]
-        return range(max(there.start, there.start - shift), min(there.stop, there.stop - shift))
+        start = max(there.start, there.start - shift)
+        return range(start, max(start, min(there.stop, there.stop - shift)))
 
 
 class Correlations:
@@ -137,16 +148,19 @@ class Correlations:
     def gram(self) -> Tensor:
         """X Xᵀ (groups, d, d) of the unfolded images X."""
         places = self.geometry.places
-        count, some = len(places), next(iter(self.sums.values()))
-        blocks = some.new_empty(self.groups, count, count, *some.shape[1:])
+        count, total = len(places), self.sums[ALL]
+        blocks = total.new_zeros(self.groups, count, count, *total.shape[1:])
         for i, j in combinations_with_replacement(range(count), 2):
-            (everywhere, _), *missed = self.geometry.block(places[i], places[j])
-            block = self.sums[everywhere].clone()
-            for part, sign in missed:
-                block.add_(self.sums[part], alpha=sign)
-            blocks[:, i, j], blocks[:, j, i] = block, block.mT
+            for part, sign in self.geometry.block(places[i], places[j]):
+                blocks[:, i, j].add_(self.sums[part], alpha=sign)
+            if i != j:
+                blocks[:, j, i] = blocks[:, i, j].mT
         # (groups, place, place, c, c) to (groups, c, place, c, place)
-        return blocks.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
+        gram = blocks.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
+        # What an input is less at the border may be nothing but rounding: then it is always zero where it is met.
+        squares = total.diagonal(dim1=1, dim2=2).repeat_interleave(count, 1)
+        alive = (gram.diagonal(dim1=1, dim2=2) > PRECISION * squares).to(gram).unsqueeze(2)
+        return gram * alive * alive.mT
 
 
 def _flat(images: Tensor, rows: range) -> Tensor:

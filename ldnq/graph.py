@@ -111,7 +111,8 @@ def run_to(module: nn.Module, name: str, batch: Tensor, number: int = 1) -> list
     calls: list[tuple[Tensor, Tensor]] = []
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append((inputs[0], output))
+        # What follows may work in place before another call comes.
+        calls.append((inputs[0], output) if number == 1 else (inputs[0].clone(), output.clone()))
         if len(calls) == number:
             raise _Finished
 

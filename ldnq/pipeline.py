@@ -16,7 +16,7 @@ from ldnq import ranks, results, runtime, tensorboard
 from ldnq.allocation import settle_levels
 from ldnq.calibration import CalibrationImages
 from ldnq.codebook import Codebook
-from ldnq.config import AUTO, RecipeConfig, RunConfig
+from ldnq.config import AUTO, RecipeConfig, RunConfig, RuntimeConfig
 from ldnq.errors import DataError, keeping
 from ldnq.evaluation import Accuracy
 from ldnq.journal import FileJournal, digest
@@ -170,6 +170,7 @@ def quantize(
     the other fields of `RecipeConfig`, such as `scale="channel"`, `training=False`, `kbits_for={"fc": 9}`, or
     `target_bits=2.0` for kbits "auto". Raises `NetworkError` where the network cannot run.
     """
+    RuntimeConfig(batch_size=batch_size, max_memory=max_memory)  # raises what the command would
     inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
     if not inputs:
         raise DataError("expected at least one batch of inputs to calibrate on, got none")

@@ -38,6 +38,8 @@ class Products:
         layer = self.layer
         if isinstance(layer, nn.Conv2d):
             x, y = graph.pad(layer, x), graph.with_samples(y)
+        elif y.dim() == 1:
+            x, y = x.unsqueeze(0), y.unsqueeze(0)
         positions = y[0].numel() // (self.rows * self.groups)
         geometry = Geometry.of(layer, x.shape[2:], y.shape[2:]) if isinstance(layer, nn.Conv2d) else None
         entries = x[0].numel() if geometry else self.d * self.groups * positions

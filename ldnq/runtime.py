@@ -123,12 +123,15 @@ def release_memory() -> None:
 
 
 def room(max_memory: float | None, device: torch.device) -> float:
-    """Bytes that may still be taken of `device`: what is left of `max_memory` GiB, or a quarter of what is free."""
+    """Bytes that this process may still take of `device`: what is left of `max_memory` GiB, or its share of a quarter
+    of what is free."""
     if device.type == "cuda":
         free, taken = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_reserved(device)
     else:
         free, taken = psutil.virtual_memory().available, psutil.Process().memory_info().rss
-    return free / 4 if max_memory is None else max_memory * GIB - taken
+    # Whoever starts several processes on a host says how many.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
+    return free / 4 / here if max_memory is None else max_memory * GIB - taken
 
 
 def environment() -> dict[str, Any]:

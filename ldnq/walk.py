@@ -39,7 +39,7 @@ class Walk(fx.Interpreter):
         """What each call of `layer` is given."""
         node = self.wiring.layers.get(layer.name)
         if node is None:
-            return [x for x, _ in graph.run_to(self.wiring.module, layer.name, self.batch, layer.calls)]
+            return [x for x, _ in graph.run_to(self.wiring.module, layer.name, self.batch.clone(), layer.calls)]
         return [self._go(self.nodes.index(node))[node.all_input_nodes[0]]]
 
     @torch.no_grad()
@@ -47,14 +47,14 @@ class Walk(fx.Interpreter):
         """What each call of `layer` returns."""
         node = self.wiring.layers.get(layer.name)
         if node is None:
-            return [y for _, y in graph.run_to(self.wiring.module, layer.name, self.batch, layer.calls)]
+            return [y for _, y in graph.run_to(self.wiring.module, layer.name, self.batch.clone(), layer.calls)]
         return [self._go(self.nodes.index(node) + 1)[node]]
 
     @torch.no_grad()
     def result(self) -> Tensor:
         """What the network returns."""
         if self.wiring.traced is None:
-            return graph.forward(self.wiring.module, self.batch)
+            return graph.forward(self.wiring.module, self.batch.clone())
         return self.value(self.nodes[-1].name)
 
     @torch.no_grad()

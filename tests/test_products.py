@@ -58,6 +58,42 @@ def test_products_are_those_of_unfolded_columns(layer):
     assert found.positions == X.shape[2]
 
 
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"kernel_size": 7, "padding": 3}, (2, 2)),
+        ({"kernel_size": 7, "padding": 3}, (3, 3)),
+        ({"kernel_size": 5, "padding": 2}, (1, 8)),
+        ({"kernel_size": 5, "padding": 2}, (3, 7)),
+        ({"kernel_size": 3, "padding": 1}, (1, 1)),
+        ({"kernel_size": 3, "padding": 12, "dilation": 12}, (8, 8)),
+        ({"kernel_size": (5, 2), "padding": 2, "dilation": (1, 6)}, (7, 4)),
+        ({"kernel_size": (3, 2), "padding": (6, 6), "dilation": (2, 1)}, (4, 7)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("channels", [2, 64])
+@torch.no_grad()
+def test_what_meets_nothing_but_padding_is_exactly_zero(options, size, channels):
+    layer = nn.Conv2d(channels, 3, **options)
+    x = torch.randn(6, channels, *size)
+    X, _ = columns(layer, x, layer(x))
+    found, expected = products(layer, x).gram(), X @ X.mT
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found.diagonal(dim1=1, dim2=2) == 0, expected.diagonal(dim1=1, dim2=2) == 0)
+
+
+@torch.no_grad()
+def test_what_is_zero_wherever_it_is_met_is_exactly_zero():
+    layer = nn.Conv2d(3, 2, 3, padding=1)
+    x = torch.randn(50, 3, 9, 9)
+    # The last row alone is there, which the first row of the window never meets.
+    x[:, 1, :-1] = 0
+    diagonal = products(layer, x).gram().diagonal(dim1=1, dim2=2).view(3, 3, 3)
+    assert (diagonal[1] > 0).tolist() == [[False] * 3, [True] * 3, [True] * 3]
+    assert (diagonal[[0, 2]] > 0).all()
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @torch.no_grad()
 def test_products_are_exact_to_single_precision(stride):

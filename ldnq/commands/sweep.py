@@ -10,7 +10,7 @@ from ldnq.commands import console, options
 from ldnq.commands.completion import complete
 from ldnq.commands.config_file import config_option
 from ldnq.commands.quantize import quantize_command
-from ldnq.config import RunConfig
+from ldnq.config import PROCESSES, RunConfig
 from ldnq.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 LOCAL_JOBS = 2
 
 # Of the options of quantize, those that a sweep has in another form or no use for.
-OWN = {"model", "method", "kbits", "target_bits", "seed", "output", "resume", "curves"}
+OWN = {"model", "method", "kbits", "target_bits", "seed", "output", "resume", "curves", *PROCESSES}
 PASSED = [option for option in quantize_command.params if option.expose_value and option.name not in OWN]
 
 

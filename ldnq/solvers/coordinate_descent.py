@@ -115,7 +115,8 @@ class Block:
     def __init__(self, problem: LayerProblem, scale: Tensor, rows: slice, inputs: slice) -> None:
         self.codebook = problem.codebook
         self.H, self.S = problem.gram[:, inputs, inputs], problem.sensitivity
-        curvature = self.H.diagonal(dim1=-2, dim2=-1)[:, None]
+        # Rounding may leave the square of an input below zero: such a weight does not matter.
+        curvature = self.H.diagonal(dim1=-2, dim2=-1)[:, None].clamp(min=0)
         if self.S is not None:
             self.S = self.S[:, rows, rows]
             curvature = self.S.diagonal(dim1=-2, dim2=-1)[..., None] * curvature

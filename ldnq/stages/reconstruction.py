@@ -43,9 +43,7 @@ class Reconstruction:
         per_channel = self.per_channel or free_scales
         bounds = self._bounds(codebook, state)
         problem = LayerProblem(self.target, self.gram, codebook, per_channel, self.sensitivity, bounds)
-        # Decimals of one machine may not be those of another.
-        found = solver(problem)
-        solution, gain = self._shared(problem, ranks.agreed(lambda: found))
+        solution, gain = self._shared(problem, self._agreed(solver(problem)))
         weights = self._split(solution, codebook)
         for name, quantized in weights.items():
             state.write(name, quantized)
@@ -56,6 +54,15 @@ class Reconstruction:
         error = self.moments.relative_error(gain * matrix)
         seconds = self.seconds + time.perf_counter() - started
         return LayerResult(self.layer, error, solution.errors, seconds)
+
+    def _agreed(self, solution: LayerSolution) -> LayerSolution:
+        """The solution of the first process: decimals of one machine may not be those of another."""
+        if ranks.size() == 1:
+            return solution
+        # Each process has a device of its own.
+        sent = replace(solution, codes=solution.codes.cpu(), scale=solution.scale.cpu())
+        found = ranks.agreed(lambda: sent)
+        return replace(found, codes=found.codes.to(self.gram.device), scale=found.scale.to(self.gram.device))
 
     def _bounds(self, codebook: Codebook, state: QuantizationState) -> Bounds | None:
         """The codes that the weights may have, in the shape of `target`."""
