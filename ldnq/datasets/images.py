@@ -123,7 +123,9 @@ def decode(file: Path | BinaryIO, name: str) -> Image.Image:
     except FileNotFoundError:
         raise
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot decode image {name}: remove or replace it ({one_line(error)})") from error
+        # Pillow would name an object of Python's.
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise DataError(f"cannot decode image {name}: remove or replace it ({reason})") from error
 
 
 class Prepared(Dataset):

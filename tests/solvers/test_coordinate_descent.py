@@ -161,3 +161,12 @@ def test_coupled_rows_that_change_some_at_a_time_end_where_no_single_change_help
         other = G.clone()
         other[index] = solution.scale.item() * level
         assert problem.error(other) >= least * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("coupled", [False, True], ids=["", "coupled"])
+def test_an_input_whose_square_rounding_left_below_zero_does_not_matter(coupled):
+    problem = make_problem(coupled=coupled)
+    problem.gram[:, 2] = problem.gram[:, :, 2] = 0.0
+    problem.gram[:, 2, 2] = -1e-12
+    solution = CoordinateDescent((Nearest(),))(problem)
+    assert solution.errors[-1] <= solution.errors[0]
