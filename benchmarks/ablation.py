@@ -103,13 +103,19 @@ def main(quick: bool, data_root: str | None, seeds: int) -> None:
 
 
 def table(rows: list[dict], tried: Iterable[str]) -> str:
-    """Top-1 with every technique and its time as a multiple of the first, as Markdown."""
+    """Top-1 with every technique and, where it was measured, its time as a multiple of the first, as Markdown."""
     lines = ["| technique | top-1 | time | seeds |", "|---|---|---|---|"]
     found = {name: [row for row in rows if row["technique"] == name] for name in tried}
-    seconds = {name: sum(row["seconds"] for row in group) / len(group) for name, group in found.items() if group}
-    for name, taken in seconds.items():
-        share = taken / next(iter(seconds.values()))
-        lines.append(f"| {name} | {spread(found[name], 'top1')} | {share:.1f} | {len(found[name])} |")
+    seconds = {
+        name: sum(row["seconds"] for row in group) / len(group)
+        for name, group in found.items()
+        if group and all("seconds" in row for row in group)
+    }
+    unit = seconds.get(next(iter(found)))
+    for name, group in found.items():
+        if group:
+            share = f"{seconds[name] / unit:.1f}" if unit and name in seconds else ""
+            lines.append(f"| {name} | {spread(group, 'top1')} | {share} | {len(group)} |")
     return "\n".join(lines) + "\n"
 
 
