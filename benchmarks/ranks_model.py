@@ -202,7 +202,7 @@ def quantizing_table(layers: Sequence[Counts], constants: Constants, machine: Ma
 def training_table(layers: Sequence[Counts], constants: Constants, machine: Machine) -> str:
     """Data-parallel epochs, with so many images a GPU in a step or with so many in all."""
     parameters = sum(layer.rows * layer.d for layer in layers)
-    total = layers[-1].before + layers[-1].own
+    total = sum(layer.own for layer in layers)
     lines = [
         "| GPUs | images a step | a step computes, ms | and adds up gradients, ms | times faster |",
         "|---|---|---|---|---|",
