@@ -24,7 +24,7 @@ from ldnq.products import MAX_ENTRIES, Products
 from ldnq.unfolded import Unfolded
 
 MODELS = "resnet18", "resnet50"
-IMAGES, REPEATS = 32, 3
+IMAGES, REPEATS = 64, 3
 
 
 @click.command()

@@ -160,7 +160,7 @@ class Correlations:
         # What an input is less at the border may be nothing but rounding: then it is always zero where it is met.
         squares = total.diagonal(dim1=1, dim2=2).repeat_interleave(count, 1)
         alive = (gram.diagonal(dim1=1, dim2=2) > PRECISION * squares).to(gram).unsqueeze(2)
-        return gram * alive * alive.mT
+        return gram.mul_(alive).mul_(alive.mT)
 
 
 def _flat(images: Tensor, rows: range) -> Tensor:

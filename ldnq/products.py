@@ -52,7 +52,8 @@ class Products:
 
     def gram(self) -> Tensor:
         """X Xᵀ (groups, d, d)."""
-        return sum((found.gram() for found in self._grams.values()), start=self._zeros(self.d, self.d))
+        first, *others = [found.gram() for found in self._grams.values()] or [self._zeros(self.d, self.d)]
+        return sum(others, start=first)
 
     @property
     def energy(self) -> float:
