@@ -109,19 +109,6 @@ class TestJobs:
         assert found == {"good": "", "bad": "expected a, got b"}
         assert (tmp_path / "good" / LOG).read_text() == "done\n"
 
-    def test_jobs_are_cancelled_with_their_launcher(self, commands, tmp_path):
-        with closing(
-            Slurm(tmp_path / "slurm", cluster="local")(commands(a="true", b="echo $$; exec sleep 60"))
-        ) as outcomes:
-            assert next(outcomes)[0].name == "a"
-            deadline = time.monotonic() + 10
-            while not (tmp_path / "b" / LOG).exists() or not (said := (tmp_path / "b" / LOG).read_text()):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        while _alive(int(said)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
     def test_a_job_that_is_killed_is_told_where_to_look(self, commands, tmp_path, monkeypatch):
         # Seconds that submitit waits for what a job may have written last.
         monkeypatch.setattr(import_module("submitit.core.core").Job, "_results_timeout_s", 1)
