@@ -18,13 +18,13 @@ from statistics import median
 
 import click
 import torch
+from gram import layers
 from rows import publish, quick_option
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldnq import graph
 from ldnq.codebook import Codebook
-from ldnq.network import build, find_family
 from ldnq.problem import LayerProblem
 from ldnq.products import Products
 from ldnq.solvers import solvers
@@ -52,7 +52,7 @@ def main(quick: bool) -> None:
         "|---|---|---|---|",
     ]
     peaks = {dtype: peak(dtype, repeats) for dtype in (torch.float32, torch.float64)}
-    for layer, shape in layers().items():
+    for layer, shape in layers(MODEL).items():
         lines.append(measured(layer.cuda(), shape, peaks, repeats))
         click.echo(lines[-1])
     publish("gpu.md", "\n".join(lines) + "\n")
@@ -69,23 +69,6 @@ def whole(images: int) -> list[str]:
         f"| everything | {both:.1f} | {found['mib']:,.0f} |",
         f"| of it the solver | {found['solver_seconds']:.1f} | |",
     ]
-
-
-@torch.no_grad()
-def layers() -> dict[nn.Conv2d, tuple[int, ...]]:
-    """One convolution of each shape and stride, and the shape of what it is given."""
-    network, size = build(MODEL, {}), find_family(MODEL).image_size
-    found: dict[tuple, tuple[nn.Conv2d, tuple[int, ...]]] = {}
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shape = tuple(inputs[0].shape[1:])
-        found.setdefault((tuple(layer.weight.shape), layer.stride, shape), (layer, shape))
-
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_pre_hook(note)
-    network(torch.zeros(1, 3, size, size))
-    return dict(found.values())
 
 
 @torch.no_grad()

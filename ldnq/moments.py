@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ldnq import graph, ranks
+from ldnq.correlations import PRECISION
 from ldnq.graph import Layer
 from ldnq.products import Products
 from ldnq.soundness import finite, unusable
-
-# Of a sum of products in float32.
-PRECISION = 1e-6
 
 
 @dataclass(frozen=True)
