@@ -89,6 +89,12 @@ class Codebook:
         codes = codes.to(torch.uint8)
         return codes if bounds is None else bounds.clamp(codes)
 
+    def rounded(self, x: Tensor, bounds: Bounds | None = None) -> Tensor:
+        """The levels nearest to `x`, in its shape and type, of those within the `bounds`."""
+        codes = torch.bucketize(x.contiguous(), _middles(self.levels, x.dtype, x.device), right=True)
+        codes = codes if bounds is None else bounds.clamp(codes)
+        return _table(self.levels, x.dtype, x.device)[codes]
+
     def values(self, codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Levels of `codes`, in units of the scale."""
         return _table(self.levels, dtype, codes.device)[codes.long()]

@@ -199,7 +199,7 @@ def project(
     elif scale is None:
         scale = _best_start(values, codebook, axes, bounds)
     for _ in range(iterations):
-        levels = codebook.values(codebook.nearest(values / scale, bounds), values.dtype)
+        levels = codebook.rounded(values / scale, bounds)
         norm = levels.square().sum(axes, keepdim=True)
         fitted = (values * levels).sum(axes, keepdim=True) / norm
         # A scale so large that every value rounds to zero cannot be refitted: keep it.
@@ -219,7 +219,7 @@ def _best_start(
     lowest = torch.full_like(largest, torch.inf)
     for fraction in torch.linspace(1 / starts, 1, starts).tolist():
         scale = torch.where(largest > 0, largest * fraction, 1.0)
-        rounded = scale * codebook.values(codebook.nearest(values / scale, bounds), values.dtype)
+        rounded = scale * codebook.rounded(values / scale, bounds)
         error = (values - rounded).square().sum(axes, keepdim=True)
         best = torch.where(error < lowest, scale, best)
         lowest = torch.minimum(error, lowest)

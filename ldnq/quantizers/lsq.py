@@ -51,7 +51,7 @@ class StepWeight(Quantizer):
         largest = self.codebook.levels[-1]
         step = _scaled_gradient(self.step, (latent.numel() // self.step.numel() * largest) ** -0.5)
         clipped = (latent / step).clamp(-largest, largest)
-        levels = self.codebook.values(self.codebook.nearest(clipped.detach()), latent.dtype)
+        levels = self.codebook.rounded(clipped.detach())
         return straight_through(levels, clipped) * step
 
     def unrounded(self, latent: Tensor) -> Tensor:

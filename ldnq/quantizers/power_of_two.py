@@ -47,7 +47,7 @@ class Rounding(ScaledQuantizer):
     """
 
     def forward(self, latent: Tensor) -> Tensor:
-        levels = self.codebook.values(self.codebook.nearest(latent.detach(), self.bounds), latent.dtype)
+        levels = self.codebook.rounded(latent.detach(), self.bounds)
         return self.log_scale.exp() * (latent + (levels - latent).detach())
 
     def start(self, codes: Tensor, weight: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ class CoordinateDescent:
     Starts from the best that any of `starts` finds, decided anew for everything that has its own error. Ends when a
     sweep has not lowered the error by a relative `tolerance`, after `max_sweeps` at most.
 
-    Where the problem's sensitivity S couples rows, that goes on from where it ended for each row alone, until a sweep
-    gains less than `coupled_tolerance`: what later ones gain, other images do not know of. Rows change a code at once:
-    a change must lower the error beside all the others, or only the best is made.
+    Where the problem's sensitivity S couples rows it ends when a sweep gains less than `coupled_tolerance`: what later
+    ones gain, other images do not know of. Rows change a code at once: a change must lower the error beside all the
+    others, or only the best is made.
     """
 
     starts: tuple[Solver, ...] = (ErrorFeedback(),)
@@ -39,13 +39,9 @@ class CoordinateDescent:
     block: int = 32
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
-        found = problem.by_rows().solve(self._solve_rows)
-        if problem.sensitivity is None:
-            return found
-        levels = problem.codebook.values(found.codes, problem.target.dtype)
-        return _solution(problem, *self._descend(problem, problem.fit(levels, found.scale)))
+        return problem.solve(self._solve)
 
-    def _solve_rows(self, problem: LayerProblem) -> LayerSolution:
+    def _solve(self, problem: LayerProblem) -> LayerSolution:
         """The best of all starts, and the errors by sweep of one after the other."""
         best: Fit | None = None
         errors: list[float] = []
@@ -56,7 +52,8 @@ class CoordinateDescent:
             best = best.or_better(fit) if best else fit
             errors += history
         assert best, "there is a start"  # noqa: S101, for the type
-        return _solution(problem, best, [*errors, problem.total(best.error)])
+        codes = problem.codebook.nearest(best.levels)
+        return LayerSolution(codes, best.scale, (*errors, problem.total(best.error)))
 
     def _descend(self, problem: LayerProblem, fit: Fit) -> tuple[Fit, list[float]]:
         """Where the sweeps end, and the errors by sweep."""
@@ -76,8 +73,7 @@ class CoordinateDescent:
         Q, dead = fit.levels.clone(), H.diagonal(dim1=-2, dim2=-1)[:, None] == 0
         if bool(dead.any()):
             # Of an input that is always zero any level will do: the one nearest to the weight.
-            wanted = problem.target / fit.scale
-            Q = torch.where(dead, codebook.values(codebook.nearest(wanted, problem.bounds), wanted.dtype), Q)
+            Q = torch.where(dead, codebook.rounded(problem.target / fit.scale, problem.bounds), Q)
         changes, moved, d = Q - fit.levels, fit.moved.clone(), Q.shape[2]
         for first in range(0, d, LAZY):
             batch = slice(first, min(first + LAZY, d))
@@ -103,10 +99,6 @@ class CoordinateDescent:
             gradient = gradient - problem.sensitivity[:, :, rows] @ (changed @ problem.gram[:, inputs, inputs])
             levels[:, rows] = found
         return levels
-
-
-def _solution(problem: LayerProblem, fit: Fit, errors: list[float]) -> LayerSolution:
-    return LayerSolution(problem.codebook.nearest(fit.levels), fit.scale, tuple(errors))
 
 
 class Block:
@@ -157,7 +149,7 @@ class Block:
         codebook, bounds = self.codebook, self.bounds and self.bounds[:, rows]
         # The error is a parabola of one code: of the levels within bounds too the nearest is the best.
         step = torch.where(curvature > 0, gradient / (scale * curvature), 0.0)
-        change = scale * (codebook.values(codebook.nearest(Q + step, bounds), Q.dtype) - Q)
+        change = scale * (codebook.rounded(Q + step, bounds) - Q)
         return change, change * (2 * gradient - curvature * change) - LEAST_GAIN * curvature * scale.square()
 
     @staticmethod

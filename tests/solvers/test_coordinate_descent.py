@@ -53,8 +53,7 @@ def test_every_sweep_lowers_the_error_of_its_start(start, coupled, per_channel):
     for seed in range(5):
         problem = make_problem((2, 3, 12), 5, per_channel, seed, coupled=coupled)
         errors = CoordinateDescent((start,), tolerance=0)(problem).errors
-        before = CoordinateDescent((start,), tolerance=0) if coupled else start
-        started = problem.error(weights_of(problem, before(problem.by_rows())))
+        started = problem.error(weights_of(problem, start(problem)))
         assert errors[0] <= started * (1 + 1e-9)
         assert all(later <= earlier * (1 + 1e-9) for earlier, later in itertools.pairwise(errors))
 

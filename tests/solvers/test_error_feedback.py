@@ -8,24 +8,31 @@ from ldnq.problem import LayerProblem
 from ldnq.solvers import error_feedback, solvers
 from ldnq.solvers.error_feedback import ErrorFeedback
 from ldnq.solvers.nearest import Nearest
-from tests.solvers.problems import DEGENERATE, SHAPES, correlate, make_problem, weights_of
+from tests.solvers.problems import DEGENERATE, SHAPES, as_one_row, correlate, make_problem, weights_of
 
 PLAIN = dict(scales=1, low=1.0, high=1.0)
 
 
 def _optimal_brain_quantizer(problem, scale, damping):
-    """Levels by the formulas of OBQ: after each input the inverse Hessian loses that row and column."""
-    levels = np.array(problem.codebook.levels)
+    """Levels of all rows, each by itself."""
     Q = np.empty(problem.target.shape)
     for group, row in np.ndindex(*Q.shape[:2]):
-        w, H = problem.target[group, row].numpy().copy(), problem.gram[group].numpy()
-        inverse = np.linalg.inv(H + damping * np.diag(H).mean() * np.eye(len(w)))
+        H = problem.gram[group].numpy()
+        damped = H + damping * np.diag(H).mean() * np.eye(len(H))
         alpha = scale.expand(*Q.shape[:2], 1)[group, row].item()
-        for j in np.argsort(-np.diag(H), kind="stable"):
-            Q[group, row, j] = levels[np.abs(w[j] / alpha - levels).argmin()]
-            w -= (w[j] - alpha * Q[group, row, j]) / inverse[j, j] * inverse[:, j]
-            inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+        order = np.argsort(-np.diag(H), kind="stable")
+        Q[group, row] = _round_in_order(problem.target[group, row].numpy(), damped, order, alpha, problem.codebook)
     return Q
+
+
+def _round_in_order(w, H, order, scale, codebook):
+    """Levels by the formulas of OBQ: after each input the inverse Hessian loses that row and column."""
+    w, inverse, levels, q = w.copy(), np.linalg.inv(H), np.array(codebook.levels), np.empty(len(w))
+    for j in order:
+        q[j] = levels[np.abs(w[j] / scale - levels).argmin()]
+        w -= (w[j] - scale * q[j]) / inverse[j, j] * inverse[:, j]
+        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return q
 
 
 def test_error_feedback_is_in_the_table_of_solvers():
@@ -45,6 +52,37 @@ def test_one_path_rounds_as_optimal_brain_quantization_does(kbits, shape, per_ch
         levels = problem.codebook.values(nearest.codes, torch.float64)
         expected = problem.fit(levels, nearest.scale).or_better(problem.fit(rounded, nearest.scale)).levels
         assert torch.equal(problem.codebook.values(solution.codes, torch.float64), expected)
+
+
+@pytest.mark.parametrize("kbits", [3, 7], ids="{} levels".format)
+def test_one_path_through_coupled_rows_rounds_them_as_one_row_of_all_weights(kbits):
+    for seed in range(10):
+        problem = make_problem((1, 4, 6), kbits, seed=seed, coupled=True)
+        solution = ErrorFeedback(beam=1, damping=1e-9, parts=4, **PLAIN)(problem)
+        whole = as_one_row(problem)
+        # What fits rows rounded by themselves is the scale of all.
+        nearest = Nearest()(problem)
+        alone = torch.from_numpy(_optimal_brain_quantizer(problem, nearest.scale, 1e-9))
+        scale = problem.by_rows().fit(alone, nearest.scale).scale
+        felt, met = (-matrix[0].diagonal() for matrix in (problem.sensitivity, problem.gram))
+        order = [6 * row + j for row in felt.argsort() for j in met.argsort()]
+        target, H = whole.target[0, 0].numpy(), whole.gram[0].numpy()
+        rounded = _round_in_order(target, H, order, scale.item(), problem.codebook)
+        expected = problem.fit(torch.from_numpy(rounded).view_as(problem.target), scale)
+        # Rows by themselves, and nearest levels, stay where they are better.
+        assert solution.errors[-1] == pytest.approx(min(solution.errors[0], float(expected.error)))
+        if solution.errors[-1] < solution.errors[0]:
+            assert torch.equal(problem.codebook.values(solution.codes, torch.float64), expected.levels)
+
+
+def test_coupled_rows_make_up_for_each_other():
+    gains = []
+    for seed in range(5):
+        problem = make_problem((2, 16, 24), per_channel=True, seed=seed, coupled=True)
+        alone = ErrorFeedback()(problem.by_rows())
+        gains.append(ErrorFeedback()(problem).errors[-1] / problem.error(weights_of(problem, alone)))
+    # Measured: 0.66 on average.
+    assert np.mean(gains) < 0.8
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4), (2, 1, 4)], ids=["one group", "two groups"])
