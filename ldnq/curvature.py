@@ -56,9 +56,9 @@ def sensitivities(
 def output_gradients(
     network: nn.Module, names: Sequence[str], batch: Tensor, draws: int, generator: torch.Generator
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """For each of `draws`: gradients by the outputs of the modules called `names`, one for each of their calls, of the
-    log-likelihood of classes that are drawn as the network believes in them, or of a random projection of outputs that
-    are not classes. Raises `NetworkError` where the outputs are not finite."""
+    """For each of `draws`: gradients by the outputs of the modules called `names`, one for each of their calls, of a
+    random projection of the network's outputs. The second moments are those of the log-likelihood of classes drawn as
+    the network believes in them, if the outputs are classes. Raises `NetworkError` where they are not finite."""
     outputs: dict[str, list[Tensor]] = defaultdict(list)
 
     def hook(name: str) -> RemovableHandle:
@@ -114,9 +114,11 @@ def _skip(network: nn.Module, batch: Tensor, draws: int, generator: torch.Genera
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The gradient by the outputs of the log-likelihood of a class drawn for each sample; noise if there are none."""
+    """Gradients by the outputs whose second moments are those of the log-likelihood of classes drawn as the network
+    believes in them, `diag(p) − p pᵀ`; random signs if the outputs are not classes."""
+    signs = torch.randn(logits.shape, generator=generator).sign().to(logits.device, non_blocking=True)
     if logits.dim() != 2 or logits.shape[1] < 2:
-        return torch.randn(logits.shape, generator=generator)
-    belief = logits.softmax(1)
-    drawn = torch.multinomial(belief.cpu(), 1, generator=generator).to(logits.device)
-    return torch.zeros_like(belief).scatter_(1, drawn, 1.0) - belief
+        return signs
+    # A class drawn from p would hardly ever be one that is not believed in, and then weigh much: this varies less.
+    root = logits.softmax(1).sqrt()
+    return root * (signs - root * (root * signs).sum(1, keepdim=True))

@@ -79,7 +79,7 @@ class Layerwise:
     damping: float = 0.01
     views: int | None = 0
     coupling: float = 0.0
-    draws: int = 2
+    draws: int = 1
     felt: int = 250
     gram_samples: float = float("inf")
 
