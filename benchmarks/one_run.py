@@ -55,8 +55,11 @@ class Timed:
 @click.option("--pixels", default=64, show_default=True)
 @click.option("--width", type=int, help="Channels of the first layer, where the network has such an argument.")
 @click.option("--solver", default="coordinate-descent", show_default=True)
+@click.option("--max-memory", type=float, help="GiB.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-def main(model: str, images: int, pixels: int, width: int | None, solver: str, device: str) -> None:
+def main(
+    model: str, images: int, pixels: int, width: int | None, solver: str, max_memory: float | None, device: str
+) -> None:
     """Run, and print the measurements."""
     arguments = {"num_classes": CLASSES} | ({"width": width} if width else {})
     datasets.add("noise", DatasetFamily("noise", noise(images, pixels), "generated", CLASSES, pixels, embedded=True))
@@ -71,7 +74,7 @@ def main(model: str, images: int, pixels: int, width: int | None, solver: str, d
             DataConfig("noise", image_size=pixels),
             CalibrationConfig(samples=images),
             RecipeConfig(preset="fast", solver="timed", kbits=3, views=0, training=False),
-            RuntimeConfig(device=device, threads=1),
+            RuntimeConfig(device=device, threads=1, max_memory=max_memory),
         )
         before = peak(device)
         prepared = prepare(config)

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -36,16 +36,18 @@ class Case:
     pixels: int = 64
     width: int | None = None
     solver: str = "nearest"
+    max_memory: float | None = None
 
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ in one `size`; those of the preset's solver are `solved`."""
+    """Runs that differ in one `size`; of the preset's solver those `solved`, with `--max-memory` those `limited`."""
 
     title: str
     size: Callable[[Case], int]
     cases: tuple[Case, ...]
     solved: tuple[Case, ...] = ()
+    limited: tuple[Case, ...] = ()
 
 
 def depth(case: Case) -> int:
@@ -55,15 +57,28 @@ def depth(case: Case) -> int:
 
 def solved(*cases: Case) -> tuple[Case, ...]:
     """The same with the preset's solver."""
-    return tuple(Case(case.model, case.images, case.pixels, case.width, "coordinate-descent") for case in cases)
+    return tuple(replace(case, solver="coordinate-descent") for case in cases)
 
 
+def limited(*cases: Case) -> tuple[Case, ...]:
+    """The same with `--max-memory`."""
+    return tuple(replace(case, max_memory=MAX_MEMORY) for case in cases)
+
+
+# GiB: what the widest layer's matrices need, and little more.
+MAX_MEMORY = 3.0
 IMAGES = tuple(Case("resnet18", images=images) for images in (100, 300, 1000, 3000, 9000))
 PIXELS = tuple(Case("resnet18", pixels=pixels) for pixels in (64, 96, 128, 224))
 DEPTHS = tuple(Case(f"resnet{layers}") for layers in (18, 34, 50, 101))
 WIDTHS = tuple(Case("resnet20", pixels=32, width=width) for width in (16, 32, 64, 128))
 SERIES = {
-    "images": Series("calibration images (resnet18, 64 pixels)", lambda case: case.images, IMAGES, solved(*IMAGES[:2])),
+    "images": Series(
+        "calibration images (resnet18, 64 pixels)",
+        lambda case: case.images,
+        IMAGES,
+        solved(*IMAGES[:2], IMAGES[-1]),
+        limited(*IMAGES, *solved(IMAGES[-1])),
+    ),
     "pixels": Series("side of the images (resnet18, 100 images)", lambda case: case.pixels, PIXELS),
     "depth": Series("depth (resnet18 to resnet101, 100 images of 64 pixels)", depth, DEPTHS, solved(*DEPTHS)),
     "width": Series("width (resnet20, 100 images of 32 pixels)", lambda case: case.width or 0, WIDTHS, solved(*WIDTHS)),
@@ -98,7 +113,8 @@ def main(quick: bool, only: tuple[str, ...], most: int | None, solvers: bool) ->
 
 def cases(series: Series, solvers: bool) -> tuple[Case, ...]:
     """All runs of a series, or those that are not of the preset's solver."""
-    return series.cases + (series.solved if solvers else ())
+    chosen = (*series.cases, *series.solved, *series.limited)
+    return tuple(case for case in chosen if solvers or case.solver == "nearest")
 
 
 def work(case: Case) -> int:
@@ -116,6 +132,7 @@ def run(case: Case) -> dict[str, float]:
     command = [
         sys.executable, HERE / "one_run.py", case.model, "--images", case.images, "--pixels", case.pixels,
         "--solver", case.solver, *(["--width", case.width] if case.width else []),
+        *(["--max-memory", case.max_memory] if case.max_memory else []),
     ]  # fmt: skip
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -129,7 +146,10 @@ def table(rows: list[dict], series: dict[str, Series]) -> str:
         "| what grows | from | to | time but for the solver | between the last two | time of the solver | memory |",
         "|---|---|---|---|---|---|---|",
     ]
-    points = ["| what grows | to | time but for the solver | time of the solver | MiB |", "|---|---|---|---|---|"]
+    points = [
+        f"| what grows | to | time but for the solver | time of the solver | MiB | of `--max-memory {MAX_MEMORY:g}` |",
+        "|---|---|---|---|---|---|",
+    ]
     for one in series.values():
         seconds, solving, memory = points_of(rows, one)
         ends = f"{seconds[0][0]:,} | {seconds[-1][0]:,}" if seconds else "|"
@@ -142,7 +162,10 @@ def table(rows: list[dict], series: dict[str, Series]) -> str:
             taken, mib = (f"{row['seconds'] / seconds[0][1]:.2f}", f"{row['mib']:,.0f}") if row else (NOT_YET, "")
             missing = NOT_YET if solved(case)[0] in one.solved else ""
             solver = f"{other['solver_seconds'] / seconds[0][1]:.2f}" if other and seconds else missing
-            points.append(f"| {one.title} | {one.size(case):,} | {taken} | {solver} | {mib} |")
+            held = " / ".join(
+                f"{row['mib']:,.0f}" for each in (case, *solved(case)) if (row := found(rows, *limited(each)))
+            )
+            points.append(f"| {one.title} | {one.size(case):,} | {taken} | {solver} | {mib} | {held} |")
     return "\n".join(fits) + "\n\n" + "\n".join(points) + "\n"
 
 

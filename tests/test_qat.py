@@ -28,13 +28,13 @@ def build(width=12, num_classes=10):
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, num_classes),
     )
 """
-MODEL = "digit_network:build"
+MODEL = "network_of_digits:build"
 OPTIONS = {"dataset": "digits", "image_size": 16, "batch_size": 64, "precision": "32", "threads": 1}
 
 
 @pytest.fixture(autouse=True)
 def own_network(workdir, monkeypatch):
-    (workdir / "digit_network.py").write_text(FACTORY)
+    (workdir / "network_of_digits.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(workdir)
 
 
@@ -99,9 +99,9 @@ def test_what_is_saved_computes_what_was_measured(workdir, options):
     found = ldnq.evaluate("run/model.h5", model=MODEL, dataset="digits", threads=1)
     assert found["top1"] == result.metrics["quantized_top1"]
     x = torch.randn(3, 3, 16, 16)
-    import digit_network
+    import network_of_digits
 
-    loaded = ldnq.load("run/model.h5", digit_network.build())
+    loaded = ldnq.load("run/model.h5", network_of_digits.build())
     np.testing.assert_array_equal(loaded.module(x).detach(), result.model.module(x).detach())
     assert len(curves.read(workdir / "run/training.csv")) == 1
     assert options["method"] in (workdir / "run/report.html").read_text()
