@@ -34,7 +34,7 @@ class CoordinateDescent:
 
     starts: tuple[Solver, ...] = (ErrorFeedback(),)
     max_sweeps: int = 30
-    tolerance: float = 1e-3
+    tolerance: float = 5e-3
     coupled_tolerance: float = 2e-2
     block: int = 32
 
