@@ -2,6 +2,7 @@
 
     pip install . -r benchmarks/requirements.txt
     python benchmarks/other_tools.py --data-root DIR [--checkpoint FILE --mean R,G,B --std R,G,B]
+    python benchmarks/other_tools.py --data-root DIR --model resnet18 --dataset imagenette --image-size 128
 
 writes `other_tools.md`, rows kept in `other_tools.json`, each with the time of our preset `fast` in the same run.
 `with_brevitas.py` says how Brevitas is set up; torchao's fifteen levels are there for scale. The last row is no rival:
@@ -34,7 +35,8 @@ HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 UNIT = "ldnq, fast"
 PRESETS = ("paper", "fast", "balanced", "best")
-
+# Of the weights that ship.
+DATASETS = ("cifar10", "imagenette")
 
 # A network with its data, calibration images and a seed to a quantized network.
 Method = Callable[[Workbench, CalibrationImages, int], nn.Module]
@@ -79,21 +81,30 @@ QUICK = ["ldnq, nearest, nothing else", "ldnq, fast"]
 @click.command()
 @quick_option
 @click.option("--model", default="resnet20", show_default=True)
-@data_root_option("The folder of CIFAR-10.")
+@click.option("--dataset", type=click.Choice(DATASETS), default="cifar10", show_default=True)
+@click.option("--image-size", type=int)
+@data_root_option("The folder of the dataset.")
 @click.option("--checkpoint", help="Other weights than those that ship.")
 @click.option("--mean", type=Triple())
 @click.option("--std", type=Triple())
 @click.option("--method", default="", help="Run the rows of methods whose names begin so.")
 @click.option("--seeds", type=click.IntRange(1, len(SEEDS)), default=len(SEEDS), help="The first so many.")
 def main(
-    quick: bool, model: str, data_root: str | None, checkpoint: str | None, mean, std, method: str, seeds: int
+    quick: bool,
+    model: str,
+    dataset: str,
+    data_root: str | None,
+    checkpoint: str | None,
+    method: str,
+    seeds: int,
+    **data,
 ) -> None:
     """Complete the rows and write the table."""
     path = HERE / "other_tools.json"
     rows = load(path)
-    bench = Workbench(model, data_of("cifar10", data_root, mean=mean, std=std), checkpoint)
+    bench = Workbench(model, data_of(dataset, data_root, **data), checkpoint)
     chosen = QUICK if quick else [name for name in METHODS if name.startswith(method)]
-    weights = Path(checkpoint).name if checkpoint else digest(model, "cifar10")
+    weights = Path(checkpoint).name if checkpoint else digest(model, dataset)
     teacher = bench.top1(bench.network.module)
     for seed in SEEDS[: 1 if quick else seeds]:
         images = bench.calibration(samples(), seed)
@@ -128,7 +139,8 @@ def table(rows: list[dict]) -> str:
     for model, weights in dict.fromkeys((row["model"], row["weights"]) for row in rows):
         groups = {name: _rows_of(rows, model, weights, name) for name in METHODS}
         # Weights that ship are kept by their digest.
-        file = weights if Path(weights).suffix else f"{model}-cifar10.safetensors"
+        shipped = {digest(model, dataset): f"{model}-{dataset}.safetensors" for dataset in DATASETS}
+        file = shipped.get(weights, weights)
         for name, group in groups.items():
             times = [row["seconds"] / row["unit_seconds"] for row in group if "unit_seconds" in row]
             if group:
