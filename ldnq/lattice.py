@@ -52,9 +52,10 @@ class Lattice:
         ordered = W.float().gather(2, columns)
         bounds = bounds and bounds.map(lambda codes: codes.gather(2, columns))
         found = self._nearest_plane(ordered, bounds) if beam == 1 else self._best_of(ordered, beam, bounds)
-        return torch.empty_like(found).scatter_(2, columns, found)
+        return torch.empty_like(ordered).scatter_(2, columns, found)
 
     def _nearest_plane(self, W: Tensor, bounds: Bounds | None) -> Tensor:
+        """Levels of `W`, whose inputs are in order, each the nearest to what those before it leave."""
         # Inputs first: what one step reads and writes lies together.
         wanted, d = W.mT.contiguous(), W.shape[2]
         V, errors = wanted.clone(), torch.empty_like(wanted)
@@ -71,6 +72,7 @@ class Lattice:
         return V.mT
 
     def _best_of(self, W: Tensor, beam: int, bounds: Bounds | None) -> Tensor:
+        """The same by the cheapest of the `beam` best partial roundings."""
         d = W.shape[2]
         Q, errors = torch.empty_like(W), torch.empty_like(W)
         cost = W.new_zeros(*W.shape[:2], 1)
