@@ -93,30 +93,36 @@ def main(
     quick: bool,
     model: str,
     dataset: str,
+    image_size: int | None,
     data_root: str | None,
     checkpoint: str | None,
     method: str,
     seeds: int,
-    **data,
+    **normalization,
 ) -> None:
     """Complete the rows and write the table."""
     path = HERE / "other_tools.json"
     rows = load(path)
-    bench = Workbench(model, data_of(dataset, data_root, **data), checkpoint)
+    bench = Workbench(model, data_of(dataset, data_root, image_size=image_size, **normalization), checkpoint)
     chosen = QUICK if quick else [name for name in METHODS if name.startswith(method)]
-    weights = Path(checkpoint).name if checkpoint else digest(model, dataset)
+    subject = {
+        "model": model,
+        "weights": Path(checkpoint).name if checkpoint else digest(model, dataset),
+        "image_size": image_size,
+    }
     teacher = bench.top1(bench.network.module)
     for seed in SEEDS[: 1 if quick else seeds]:
         images = bench.calibration(samples(), seed)
         done = [row for row in rows if row["seed"] == seed]
-        missing = [name for name in chosen if not _rows_of(done, model, weights, name)]
+        missing = [name for name in chosen if not _rows_of(done, subject, name)]
         unit = run(UNIT, bench, images, seed) if missing else None
         for name in missing:
             quantized, seconds = unit if name == UNIT else run(name, bench, images, seed)
             top1 = bench.top1(quantized)
             click.echo(f"{name}, seed {seed}: {teacher:.2f} to {top1:.2f} in {seconds:.0f} s")
             rows.append(
-                {"model": model, "weights": weights, "method": name, "seed": seed, "teacher_top1": teacher}
+                subject
+                | {"method": name, "seed": seed, "teacher_top1": teacher}
                 | {"quantized_top1": top1, "top1_drop": teacher - top1, "seconds": seconds, "unit_seconds": unit[1]}
             )
             save(path, rows)
@@ -136,11 +142,12 @@ def table(rows: list[dict]) -> str:
         "| network | weights | method | float top-1 | quantized top-1 | drop | time | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for model, weights in dict.fromkeys((row["model"], row["weights"]) for row in rows):
-        groups = {name: _rows_of(rows, model, weights, name) for name in METHODS}
+    for model, weights, image_size in dict.fromkeys(tuple(_subject(row).values()) for row in rows):
+        subject = _subject({"model": model, "weights": weights, "image_size": image_size})
+        groups = {name: _rows_of(rows, subject, name) for name in METHODS}
         # Weights that ship are kept by their digest.
         shipped = {digest(model, dataset): f"{model}-{dataset}.safetensors" for dataset in DATASETS}
-        file = shipped.get(weights, weights)
+        file = shipped.get(weights, weights) + (f", {image_size} pixels" if image_size else "")
         for name, group in groups.items():
             times = [row["seconds"] / row["unit_seconds"] for row in group if "unit_seconds" in row]
             if group:
@@ -152,9 +159,12 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows_of(rows: list[dict], model: str, weights: str, method: str) -> list[dict]:
-    key = {"model": model, "weights": weights, "method": method}
-    return [row for row in rows if key.items() <= row.items()]
+def _subject(row: dict) -> dict:
+    return {"model": row["model"], "weights": row["weights"], "image_size": row.get("image_size")}
+
+
+def _rows_of(rows: list[dict], subject: dict, method: str) -> list[dict]:
+    return [row for row in rows if _subject(row) == subject and row["method"] == method]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from rows import FIGURES, load, publish, quick_option, save
 
 HERE = Path(__file__).parent
 KEPT = HERE / "scaling.json"
+# GiB: what the widest layer's matrices need, and little more.
+MAX_MEMORY = 3.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,6 @@ def limited(*cases: Case) -> tuple[Case, ...]:
     return tuple(replace(case, max_memory=MAX_MEMORY) for case in cases)
 
 
-# GiB: what the widest layer's matrices need, and little more.
-MAX_MEMORY = 3.0
 IMAGES = tuple(Case("resnet18", images=images) for images in (100, 300, 1000, 3000, 9000))
 PIXELS = tuple(Case("resnet18", pixels=pixels) for pixels in (64, 96, 128, 224))
 DEPTHS = tuple(Case(f"resnet{layers}") for layers in (18, 34, 50, 101))
@@ -147,7 +147,7 @@ def table(rows: list[dict], series: dict[str, Series]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     points = [
-        f"| what grows | to | time but for the solver | time of the solver | MiB | of `--max-memory {MAX_MEMORY:g}` |",
+        f"| what grows | to | time but for the solver | time of the solver | MiB | at `--max-memory {MAX_MEMORY:g}` |",
         "|---|---|---|---|---|---|",
     ]
     for one in series.values():

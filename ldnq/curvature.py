@@ -110,15 +110,19 @@ def _skip(network: nn.Module, batch: Tensor, draws: int, generator: torch.Genera
     """Draw what another process draws for `batch`, so that all go on alike."""
     logits = graph.forward(network, batch[:1])
     for _ in range(draws):
-        _draw(logits.float().expand(len(batch), *logits.shape[1:]), generator)
+        _signs(torch.Size([len(batch), *logits.shape[1:]]), generator)
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Gradients by the outputs whose second moments are those of the log-likelihood of classes drawn as the network
     believes in them, `diag(p) − p pᵀ`; random signs if the outputs are not classes."""
-    signs = torch.randn(logits.shape, generator=generator).sign().to(logits.device, non_blocking=True)
+    signs = _signs(logits.shape, generator).to(logits.device, non_blocking=True)
     if logits.dim() != 2 or logits.shape[1] < 2:
         return signs
     # A class drawn from p would hardly ever be one that is not believed in, and then weigh much: this varies less.
     root = logits.softmax(1).sqrt()
     return root * (signs - root * (root * signs).sum(1, keepdim=True))
+
+
+def _signs(size: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, size, generator=generator) * 2.0 - 1

@@ -57,8 +57,8 @@ class Lattice:
     def _nearest_plane(self, W: Tensor, bounds: Bounds | None) -> Tensor:
         """Levels of `W`, whose inputs are in order, each the nearest to what those before it leave."""
         # Inputs first: what one step reads and writes lies together.
-        wanted, d = W.mT.contiguous(), W.shape[2]
-        V, errors = wanted.clone(), torch.empty_like(wanted)
+        errors, d = W.mT.contiguous(), W.shape[2]
+        V = errors.clone()
         for first in range(0, d, LAZY):
             batch = slice(first, min(first + LAZY, d))
             for start in range(first, batch.stop, self.block):
@@ -66,7 +66,7 @@ class Lattice:
                 V[:, start:stop].baddbmm_(self.N[:, first:start, start:stop].mT, errors[:, first:start])
                 for j in range(start, stop):
                     V[:, j] = self.codebook.rounded(V[:, j], bounds and bounds[:, :, j])
-                    torch.sub(wanted[:, j], V[:, j], out=errors[:, j])
+                    errors[:, j] -= V[:, j]
                     V[:, j + 1 : stop].addcmul_(errors[:, j, None], self.N[:, j, j + 1 : stop, None])
             V[:, batch.stop :].baddbmm_(self.N[:, batch, batch.stop :].mT, errors[:, batch])
         return V.mT

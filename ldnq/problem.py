@@ -104,13 +104,13 @@ class LayerProblem:
         if coupled and self.per_channel:
             scale = self._coupled_scales(levels, moved, scale)
         else:
-            axes = (2,) if self.per_channel else (0, 1, 2)
-            overlap = (levels * self.pushed_target).sum(axes, keepdim=True)
-            norm = (levels * self.push(moved)).sum(axes, keepdim=True)
+            together = (2,) if self.per_channel else (0, 1, 2)
+            overlap = (levels * self.pushed_target).sum(together, keepdim=True)
+            norm = (levels * self.push(moved)).sum(together, keepdim=True)
             scale = torch.where((overlap > 0) & (norm > 0), overlap / norm, scale)
         gradient = self.pushed_target - self.push(scale * moved)
-        # Whatever has a scale of its own has an error of its own, unless rows share theirs.
-        axes = (2,) if self.per_channel and not coupled else (0, 1, 2)
+        # Whatever has a scale of its own has an error of its own, unless rows of a group are coupled.
+        axes: tuple[int, ...] = ((1, 2) if coupled else (2,)) if self.per_channel else (0, 1, 2)
         error = (gradient * (self.target - scale * levels)).sum(axes, keepdim=True)
         return Fit(levels, scale, error, moved)
 
@@ -130,7 +130,7 @@ class LayerProblem:
 @dataclass(frozen=True)
 class Fit:
     """`levels` Q (groups, rows, d), the `scale` that suits them best, the `error` that is left of everything that can
-    be decided by itself, each (groups, rows, 1) or (1, 1, 1), and Q H."""
+    be decided by itself, each (groups, rows, 1) or (1, 1, 1), or the error (groups, 1, 1), and Q H."""
 
     levels: Tensor
     scale: Tensor
@@ -164,7 +164,10 @@ def factorize(matrix: Tensor) -> Tensor:
     """Lower Cholesky factors of positive definite matrices (groups, d, d); raises `NetworkError` where they are not."""
     factor, failures = torch.linalg.cholesky_ex(matrix)
     if bool(failures.any()) or not bool(torch.isfinite(factor).all()):
-        raise NetworkError("the inputs of a layer have no usable second moments: the network gives infinite values")
+        raise NetworkError(
+            "the inputs of a layer, or the gradients of its outputs, have no usable second moments: the network gives "
+            "infinite values"
+        )
     return factor
 
 

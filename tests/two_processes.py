@@ -67,6 +67,7 @@ def work(folder):
         ("fast", RecipeConfig(preset="fast", views=1)),
         ("channel", RecipeConfig(preset="fast", views=0, solver="admm", scale="channel", quantize_bias=True)),
         ("auto", RecipeConfig(preset="fast", views=0, kbits="auto", target_bits=2.0)),
+        ("rows", RecipeConfig(preset="paper", solver="coordinate-descent", scale="channel", training=False)),
         ("cascade", RecipeConfig(preset="paper", cascade_epochs=1)),
         ("distilled", RecipeConfig(preset="fast", distillation_steps=3, block_steps=2)),
     ):

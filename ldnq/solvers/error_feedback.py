@@ -14,6 +14,8 @@ from ldnq.solvers.registry import solvers
 MAX_ENTRIES = 1 << 26
 # So many are rounded in no time.
 CHEAP = 1 << 18
+# The fewest coupled rows that are rounded at once.
+LEAST_ROWS = 16
 
 
 @solvers.register("error-feedback")
@@ -27,8 +29,8 @@ class ErrorFeedback:
     K-best search of lattice decoders; they may differ in the last `depth` inputs. Of few weights more are followed, up
     to `widest`, and with every scale. λ, added to the diagonal of H, is `damping` times its mean.
 
-    Where the problem's sensitivity couples rows, they are rounded in `parts`, those felt most first, and the rows not
-    yet rounded make up for the error as well (YAQA, arXiv 2505.22988).
+    Where the problem's sensitivity couples rows, they are rounded in up to `parts`, those felt most first, and the rows
+    not yet rounded make up for the error as well (YAQA, arXiv 2505.22988), with the scales that suit rows alone.
     """
 
     damping: float = 0.01
@@ -49,9 +51,10 @@ class ErrorFeedback:
         nearest, fitted = project(W, codebook, problem.per_channel, bounds=problem.bounds)
         # Following correlations may lose where there are few: nearest levels are the first to beat.
         best = problem.fit(codebook.values(nearest, W.dtype), fitted)
-        scaled = _near_one(problem.by_rows(), fitted)
-        lattice = Lattice(scaled.gram, codebook, self.damping, self.depth, self.block)
-        rough = replace(scaled, target=scaled.target.float(), gram=scaled.gram.float())
+        gram = _near_one(problem.gram)
+        lattice = Lattice(gram, codebook, self.damping, self.depth, self.block)
+        rough = replace(problem.by_rows(), target=(W / fitted).float(), gram=gram.float())
+        del gram
         # A scale that serves all rows is found by some of them.
         step = 1 if problem.per_channel else max(1, W[..., 0].numel() // ROWS)
         found = self._best_of_scales(lattice, rough.every_row(step))
@@ -90,9 +93,10 @@ class ErrorFeedback:
         W, scale = W.gather(1, rows), scale.expand(*W.shape[:2], 1).gather(1, rows[..., :1])
         bounds = bounds and bounds.map(lambda codes: codes.gather(1, rows))
         levels, errors = torch.empty_like(W), torch.empty_like(W)
-        for part in torch.arange(W.shape[1]).chunk(self.parts):
-            own = slice(int(part[0]), int(part[-1]) + 1)
-            owed = M[:, : own.start, own].mT @ errors[:, : own.start]
+        step = max(LEAST_ROWS, -(-W.shape[1] // self.parts))
+        for start in range(0, W.shape[1], step):
+            own = slice(start, start + step)
+            owed = M[:, :start, own].mT @ errors[:, :start]
             wanted = W[:, own] + torch.linalg.solve_triangular(M[:, own, own].mT, owed, upper=False)
             levels[:, own] = lattice.nearest(wanted / scale[:, own], beam, bounds and bounds[:, own]).to(W)
             errors[:, own] = W[:, own] - scale[:, own] * levels[:, own]
@@ -104,8 +108,7 @@ class ErrorFeedback:
         return max(least, min(self.widest, CHEAP // weights)) if self.beam > 1 else 1
 
 
-def _near_one(problem: LayerProblem, scale: Tensor) -> LayerProblem:
-    """The same with weights in units of `scale` and inputs of whatever size near to 1: float32 ends at 1e38."""
-    mean = problem.gram.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
-    size = torch.exp2(2 * (torch.frexp(mean).exponent // 2).to(mean))
-    return replace(problem, target=problem.target / scale, gram=problem.gram / size)
+def _near_one(gram: Tensor) -> Tensor:
+    """The second moments of inputs of whatever size as if these were near to 1: float32 ends at 1e38."""
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1).view(-1, 1, 1)
+    return gram / torch.exp2(2 * (torch.frexp(mean).exponent // 2).to(mean))
