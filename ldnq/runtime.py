@@ -23,7 +23,8 @@ from ldnq.heartbeat import Heartbeat
 # Without a workspace of its own cuBLAS adds up in any order; torch asks for this in its deterministic mode.
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 GIB = 1 << 30
-# The memory of images and weights in which convolutions are fastest, and the products of their windows.
+# The memory of images and weights in which convolutions are fastest (benchmarks/settings.md), and the products of their
+# windows.
 LAYOUT = torch.channels_last
 
 
