@@ -35,7 +35,7 @@ class CoordinateDescent:
     starts: tuple[Solver, ...] = (ErrorFeedback(),)
     max_sweeps: int = 30
     tolerance: float = 5e-3
-    coupled_tolerance: float = 2e-2
+    coupled_tolerance: float = 1e-2
     block: int = 32
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
