@@ -19,7 +19,7 @@ from ldnq.network import build
 from ldnq.pipeline import run
 from ldnq.problem import LayerProblem, LayerSolution
 from ldnq.products import Products
-from ldnq.solvers import solvers
+from ldnq.solvers import error_feedback, solvers
 from ldnq.solvers.coordinate_descent import CoordinateDescent
 
 IMAGES, REPEATS, SIDE = 4, 5, 1024
@@ -113,6 +113,8 @@ def _asked(quick: bool) -> tuple[float, float]:
             return solution
 
     solvers.add(COUNTED, Counted)
+    # In as many parts as layers of twice as many rows are rounded in.
+    error_feedback.LEAST_ROWS = 8
     # Those with the most inputs are the last ones; counting takes longer than solving.
     last = ("layer3.*",) if quick else ("layer2.*",)
     recipe = RecipeConfig("fast", kbits=3, solver=COUNTED, skip=("conv1", "layer1.*", *last, "linear"))

@@ -149,7 +149,7 @@ def seconds(
         "passes": each * 2 * total / passing,
         "products": each * products / multiplying,
         "sensitivities": dealt(Layerwise.felt, ranks) * gradients,
-        "solving": asked + whole + rows / ranks,
+        "solving": asked + whole + rows,
         "traffic": reduced + gathered + once,
     }
 
