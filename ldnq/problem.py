@@ -99,19 +99,18 @@ class LayerProblem:
         """`levels` Q (groups, rows, d) with the scale of least error, or with `scale` where Q does not point along W at
         all: `α = ⟨W,Q⟩/⟨Q,Q⟩` in the norm of H and S, or all rows' scales together where S couples them. `moved` is
         Q H, if it is known."""
-        coupled = self.sensitivity is not None
+        own = (2,) if self.per_channel else (0, 1, 2)
+        coupled = self.sensitivity is not None and self.per_channel
         moved = levels @ self.gram if moved is None else moved
-        if coupled and self.per_channel:
+        if coupled:
             scale = self._coupled_scales(levels, moved, scale)
         else:
-            together = (2,) if self.per_channel else (0, 1, 2)
-            overlap = (levels * self.pushed_target).sum(together, keepdim=True)
-            norm = (levels * self.push(moved)).sum(together, keepdim=True)
+            overlap = (levels * self.pushed_target).sum(own, keepdim=True)
+            norm = (levels * self.push(moved)).sum(own, keepdim=True)
             scale = torch.where((overlap > 0) & (norm > 0), overlap / norm, scale)
         gradient = self.pushed_target - self.push(scale * moved)
         # Whatever has a scale of its own has an error of its own, unless rows of a group are coupled.
-        axes: tuple[int, ...] = ((1, 2) if coupled else (2,)) if self.per_channel else (0, 1, 2)
-        error = (gradient * (self.target - scale * levels)).sum(axes, keepdim=True)
+        error = (gradient * (self.target - scale * levels)).sum((1, 2) if coupled else own, keepdim=True)
         return Fit(levels, scale, error, moved)
 
     def _coupled_scales(self, levels: Tensor, moved: Tensor, scale: Tensor) -> Tensor:
