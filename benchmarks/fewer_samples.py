@@ -31,7 +31,7 @@ VARIANTS = {
     "all positions, two gradients of each of 500 images": {"felt": 500, "draws": 2},
     "two gradients of 250 images": {"draws": 2},
     "one gradient of 250 images": {},
-    "one gradient of 125 images": {"felt": 125},
+    "two gradients of 125 images": {"felt": 125, "draws": 2},
     "no gradients": {"coupling": 0.0},
     "`--gram-samples 100000`": {"gram_samples": 100_000},
     "`--gram-samples 30000`": {"gram_samples": 30_000},
