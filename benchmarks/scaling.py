@@ -198,10 +198,11 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, panes = pyplot.subplots(1, len(SERIES), figsize=(10, 2.8), layout="constrained")
     for pane, series in zip(panes, SERIES.values()):
         names = ("but for the solver", "solver", "memory")
-        for name, points in zip(names, points_of(rows, series)):
+        for number, (name, points) in enumerate(zip(names, points_of(rows, series))):
             if points:
                 sizes, values = zip(*points)
-                pane.loglog(sizes, [value / values[0] for value in values], "o-", ms=3, label=f"{name}")
+                multiples = [value / values[0] for value in values]
+                pane.loglog(sizes, multiples, "o-", ms=3, color=f"C{number}", label=name)
         sizes = [series.size(case) for case in series.cases]
         pane.loglog(sizes, [size / sizes[0] for size in sizes], ":", color="0.5", label="linear")
         pane.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7)
