@@ -105,23 +105,19 @@ def main(
     rows = load(path)
     bench = Workbench(model, data_of(dataset, data_root, image_size=image_size, **normalization), checkpoint)
     chosen = QUICK if quick else [name for name in METHODS if name.startswith(method)]
-    subject = {
-        "model": model,
-        "weights": Path(checkpoint).name if checkpoint else digest(model, dataset),
-        "image_size": image_size,
-    }
+    weights = Path(checkpoint).name if checkpoint else digest(model, dataset)
     teacher = bench.top1(bench.network.module)
     for seed in SEEDS[: 1 if quick else seeds]:
         images = bench.calibration(samples(), seed)
         done = [row for row in rows if row["seed"] == seed]
-        missing = [name for name in chosen if not _rows_of(done, subject, name)]
+        missing = [name for name in chosen if not _rows_of(done, (model, weights, image_size), name)]
         unit = run(UNIT, bench, images, seed) if missing else None
         for name in missing:
             quantized, seconds = unit if name == UNIT else run(name, bench, images, seed)
             top1 = bench.top1(quantized)
             click.echo(f"{name}, seed {seed}: {teacher:.2f} to {top1:.2f} in {seconds:.0f} s")
             rows.append(
-                subject
+                {"model": model, "weights": weights, "image_size": image_size}
                 | {"method": name, "seed": seed, "teacher_top1": teacher}
                 | {"quantized_top1": top1, "top1_drop": teacher - top1, "seconds": seconds, "unit_seconds": unit[1]}
             )
@@ -142,8 +138,8 @@ def table(rows: list[dict]) -> str:
         "| network | weights | method | float top-1 | quantized top-1 | drop | time | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for model, weights, image_size in dict.fromkeys(tuple(_subject(row).values()) for row in rows):
-        subject = _subject({"model": model, "weights": weights, "image_size": image_size})
+    for subject in dict.fromkeys(map(_subject, rows)):
+        model, weights, image_size = subject
         groups = {name: _rows_of(rows, subject, name) for name in METHODS}
         # Weights that ship are kept by their digest.
         shipped = {digest(model, dataset): f"{model}-{dataset}.safetensors" for dataset in DATASETS}
@@ -159,11 +155,11 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _subject(row: dict) -> dict:
-    return {"model": row["model"], "weights": row["weights"], "image_size": row.get("image_size")}
+def _subject(row: dict) -> tuple:
+    return row["model"], row["weights"], row.get("image_size")
 
 
-def _rows_of(rows: list[dict], subject: dict, method: str) -> list[dict]:
+def _rows_of(rows: list[dict], subject: tuple, method: str) -> list[dict]:
     return [row for row in rows if _subject(row) == subject and row["method"] == method]
 
 
